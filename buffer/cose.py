@@ -1,0 +1,123 @@
+"""COSE_Sign1 (RFC 9052 section 4.2) over deterministic CBOR (RFC 8949 section 4.2.1); owns no key.
+
+    message   = tag 18 [protected: bstr, unprotected: {}, payload: bstr, signature: bstr]
+    protected = {1: algorithm, 4: key id}          (the first 8 bytes of SHA-256 of the SubjectPublicKeyInfo)
+    signed    = ["Signature1", protected, h'', payload]
+
+Algorithms: -8 EdDSA (Ed25519, the data keys), -7 ES256 (hardware keys in key statements). Strict reading: a message
+that is not exactly what we would have written is refused, so one content has one encoding and one digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final, Protocol
+
+import cbor2
+
+from buffer.errors import CorruptError, SignatureError
+
+EDDSA: Final = -8
+ES256: Final = -7
+KEY_ID_BYTES: Final = 8
+SIGNATURE_BYTES: Final = 64
+_TAG_SIGN1: Final = 18
+
+
+class Signer(Protocol):
+    """Holds a private key somebody else loaded. buffer builds what is signed; it never sees the key."""
+
+    @property
+    def key_id(self) -> bytes:
+        """The first 8 bytes of SHA-256 of the SubjectPublicKeyInfo."""
+        ...
+
+    @property
+    def algorithm(self) -> int:
+        """COSE algorithm: -8 EdDSA or -7 ES256."""
+        ...
+
+    def sign(self, to_be_signed: bytes) -> bytes:
+        """Return the raw 64-byte signature."""
+        ...
+
+
+class Verifier(Protocol):
+    """Knows public keys and revocations; gateway.trust implements it."""
+
+    def verify(self, key_id: bytes, algorithm: int, to_be_signed: bytes, signature: bytes) -> None:
+        """Return, or raise SignatureError naming the key and the reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sign1:
+    """A parsed COSE_Sign1, not yet verified."""
+
+    key_id: bytes
+    algorithm: int
+    payload: bytes
+    to_be_signed: bytes
+    signature: bytes
+
+    def verified(self, verifier: Verifier) -> bytes:
+        """Return the payload, or raise SignatureError."""
+        verifier.verify(self.key_id, self.algorithm, self.to_be_signed, self.signature)
+        return self.payload
+
+
+def encode_cbor(value: Any) -> bytes:  # noqa: ANN401 -- CBOR is untyped by nature; typed at the edges
+    """Return deterministic CBOR (RFC 8949 section 4.2.1)."""
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode_cbor(data: bytes) -> Any:  # noqa: ANN401
+    """Return the one item in `data`; raise CorruptError unless `data` is exactly its deterministic encoding.
+
+    Duplicate keys, longer integers than needed, indefinite lengths and trailing bytes are all caught by encoding again.
+    """
+    stream = BytesIO(data)
+    try:
+        value = cbor2.load(stream)
+        again = encode_cbor(value)
+    except Exception as error:  # cbor2 raises many kinds, RecursionError and OverflowError among them
+        message = f"not CBOR: {type(error).__name__}"
+        raise CorruptError(message) from error
+    if again != data:
+        message = "CBOR is not in the deterministic encoding"
+        raise CorruptError(message)
+    return value
+
+
+def to_be_signed(protected: bytes, payload: bytes) -> bytes:
+    """Return the Sig_structure of RFC 9052 section 4.4 without external data."""
+    return encode_cbor(["Signature1", protected, b"", payload])
+
+
+def sign1(signer: Signer, payload: bytes) -> bytes:
+    """Return a COSE_Sign1 message over `payload`."""
+    protected = encode_cbor({1: signer.algorithm, 4: signer.key_id})
+    signature = signer.sign(to_be_signed(protected, payload))
+    return encode_cbor(cbor2.CBORTag(_TAG_SIGN1, [protected, {}, payload, signature]))
+
+
+def parse_sign1(message: bytes) -> Sign1:
+    """Return the parts of a COSE_Sign1; raise CorruptError if it is not exactly in our form. Verifies nothing."""
+    value = decode_cbor(message)
+    if not isinstance(value, cbor2.CBORTag) or value.tag != _TAG_SIGN1:
+        raise CorruptError("not a COSE_Sign1")
+    match value.value:
+        case [bytes() as protected, {}, bytes() as payload, bytes() as signature] if not value.value[1]:
+            pass
+        case _:
+            raise CorruptError("COSE_Sign1 has the wrong shape")
+    header = decode_cbor(protected)
+    match header:
+        case {1: int() as algorithm, 4: bytes() as key_id} if len(header) == 2:  # noqa: PLR2004 -- both fields, no others
+            pass
+        case _:
+            raise CorruptError("COSE protected header must be {1: algorithm, 4: key id}")
+    if algorithm not in (EDDSA, ES256) or len(key_id) != KEY_ID_BYTES or len(signature) != SIGNATURE_BYTES:
+        raise SignatureError("unknown algorithm, or key id or signature of the wrong length")
+    return Sign1(key_id, algorithm, payload, to_be_signed(protected, payload), signature)

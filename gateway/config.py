@@ -1,0 +1,148 @@
+"""TOML files -> gateway.settings, in base units and with absolute paths. What a process starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buffer import limits
+from gateway import settings as s
+from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file
+from gateway.errors import ConfigError
+from gateway.tagfile import parse_tags
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
+    """Return the settings of a gateway box; tags are read from tags.csv. Raise ConfigError with every mistake at once."""
+    file = parse_file(GatewayFile, path)
+    base = path.resolve().parent
+    rows = parse_tags((base / file.gateway.tags).read_bytes(), set(file.source)) if (base / file.gateway.tags).exists() else None
+    if rows is None:
+        raise ConfigError(f"{base / file.gateway.tags}: no such file", "Write the tag table, or name it in [gateway] tags.")
+    sources = tuple(_source(name, one, base, file.gateway, tuple(r for r in rows if r.source == name)) for name, one in file.source.items())
+    _check_sources(path, sources, pinned)
+    r = file.receiver
+    ring = file.ring
+    if ring.max_size < limits.RING_BYTES_MIN:
+        raise ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks.")
+    return s.GatewaySettings(
+        id=file.gateway.id,
+        site=file.gateway.site,
+        timezone=file.gateway.timezone,
+        stream=f"{file.gateway.id}.{file.gateway.stream}",
+        ring=s.RingSettings(base / ring.path, ring.max_size, ring.commit, ring.seal),
+        receiver=s.Receiver(
+            url=r.url,
+            address=r.address,
+            ca=base / r.ca,
+            receipt_key=base / r.receipt_key,
+            certificate=base / r.certificate,
+            private_key=base / r.key,
+            live_ns=r.live,
+            backfill=s.Backfill(r.backfill.limit, r.backfill.window, r.backfill.in_flight, r.backfill.newest_first),
+            proxy=r.proxy,
+        ),
+        sources=sources,
+        state=base / file.gateway.state,
+        data_key=base / file.gateway.data_key,
+        disclose_addresses=file.disclose.addresses,
+    )
+
+
+def load_site(path: Path) -> s.SiteSettings:
+    """Return the settings of the IT side. Raise ConfigError with every mistake at once."""
+    file = parse_file(SiteFile, path)
+    base = path.resolve().parent
+    host, _, port = file.receiver.listen.rpartition(":")
+    console_host, _, console_port = file.console.listen.rpartition(":")
+    if not console_host.startswith("127.") and console_host not in ("localhost", "[::1]"):
+        raise ConfigError(
+            f"{path}: console.listen is {file.console.listen}",
+            "The console binds the loopback only; put a reverse proxy with TLS and users before it.",
+        )
+    return s.SiteSettings(
+        name=file.receiver.name,
+        listen=(host.strip("[]"), int(port)),
+        landing=base / file.receiver.landing,
+        deliver=base / file.receiver.deliver,
+        lake=base / file.lake.path if file.lake else None,
+        min_free_bytes=file.receiver.min_free,
+        receipt_key=base / file.receiver.receipt_key,
+        tls_certificate=base / file.tls.certificate,
+        tls_key=base / file.tls.key,
+        gateways_ca=base / file.tls.gateways_ca,
+        revoked=base / file.tls.revoked if file.tls.revoked else None,
+        gateways=tuple(
+            s.GatewayPolicy(g.id, g.site, tuple(g.streams or [f"{g.id}.*"]), g.silence, g.rate) for g in file.gateway
+        ),
+        sinks=tuple(s.SinkSettings(name, x.kind, base / x.dsn_file, tuple(x.tags), x.future, x.views) for name, x in file.sink.items()),
+        console_listen=(console_host.strip("[]"), int(console_port)),
+    )
+
+
+def _load(load: LoadTable) -> s.Load:
+    sessions = max(load.sessions, load.connections)
+    return s.Load(load.requests_per_s, load.bytes_per_s, sessions, load.items, load.pause, load.duty)
+
+
+def _source(name: str, one: OpcuaTable | ModbusTable, base: Path, box: GatewayTable, tags: tuple[s.TagRow, ...]) -> s.OpcuaSource | s.ModbusSource:
+    alive = s.Alive(one.alive.tag, one.alive.within) if one.alive else None
+    clock = s.Clock(one.clock.use, one.clock.max_skew)
+    if isinstance(one, ModbusTable):
+        return s.ModbusSource(
+            name=name,
+            kind=one.kind,
+            address=one.address,
+            unit=one.unit,
+            order=one.order,
+            gap=one.gap,
+            allowed=tuple(one.allowed),
+            forbidden=tuple(one.forbidden),
+            max_registers=one.max_registers,
+            max_bits=one.max_bits,
+            timeout_ns=one.timeout,
+            identify=one.identify,
+            close_after_poll=one.close_after_poll,
+            interface=one.interface,
+            baud=one.baud,
+            parity=one.parity,
+            stop_bits=one.stop_bits,
+            clock=clock,
+            alive=alive,
+            load=_load(one.load),
+            tags=tags,
+        )
+    return s.OpcuaSource(
+        name=name,
+        urls=tuple(one.urls),
+        security=one.security,
+        server_certificate=base / one.server_certificate if one.server_certificate else None,
+        certificate=base / one.certificate,
+        private_key=base / one.key,
+        application_uri=box.application_uri or f"urn:ebbgate:gateway:{box.id}",
+        user=one.user,
+        password_file=base / one.password_file if one.password_file else None,
+        namespaces=dict(one.namespaces),
+        interface=one.interface,
+        publish_ns=one.publish,
+        history_fill_ns=one.history_fill,
+        clock=clock,
+        alive=alive,
+        load=_load(one.load),
+        tags=tags,
+    )
+
+
+def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ...], pinned: bool) -> None:
+    for source in sources:
+        if source.alive and source.alive.tag not in {tag.id for tag in source.tags}:
+            raise ConfigError(
+                f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv."
+            )
+        secured = isinstance(source, s.OpcuaSource) and source.security != "None"
+        if pinned and secured and isinstance(source, s.OpcuaSource) and source.server_certificate is None:
+            raise ConfigError(
+                f"{path}: source.{source.name} has no server_certificate", f"Pin it: ebbgate trust {source.name} shows and writes it."
+            )

@@ -1,0 +1,300 @@
+"""The two configuration files as people write them: shape, defaults, and every mistake named with its place. pydantic stays here.
+
+Two files: gateway.toml (OT side: collect, upload) and receiver.toml (IT side: receive, deliver, console). Paths are relative to
+the file they stand in. Sizes, times and rates are written "25 GB", "1 s", "5 Mbit/s". Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from buffer import limits
+from gateway import settings as s
+from gateway.errors import ConfigError
+from gateway.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
+
+_ERRORS_SHOWN_MAX = 50
+
+File = TypeVar("File", bound=BaseModel)
+
+
+def _identifier(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(limits.ID_PATTERN, value) or ".." in value:
+        message = "an id is 1 to 64 of a-z 0-9 _ . - and begins with a letter or digit"
+        raise ValueError(message)
+    return value
+
+
+def _literal_address(value: object) -> object:
+    try:
+        ipaddress.ip_address(str(value))
+    except ValueError:
+        message = "write a literal IP address: this box resolves no names (DNS is a way back in)"
+        raise ValueError(message) from None
+    return value
+
+
+def _timezone(value: object) -> object:
+    if value not in zoneinfo.available_timezones() and value != "UTC":
+        message = "not an IANA time zone, as Europe/Brussels or UTC"
+        raise ValueError(message)
+    return value
+
+
+def _host_port(value: object) -> object:
+    host, _, port = str(value).rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) < 65_536:  # noqa: PLR2004 -- the width of a TCP port
+        message = "write host:port, as 10.20.0.5:8443"
+        raise ValueError(message)
+    return value
+
+
+def _window(value: object) -> object:
+    if value != "always" and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", str(value)):
+        message = 'write "always" or "HH:MM-HH:MM"'
+        raise ValueError(message)
+    return value
+
+
+Id = Annotated[str, BeforeValidator(_identifier)]
+Duration = Annotated[int, BeforeValidator(lambda v: parse_duration_ns(str(v)))]
+Size = Annotated[int, BeforeValidator(lambda v: parse_size_bytes(str(v)))]
+Rate = Annotated[int, BeforeValidator(lambda v: parse_rate_bps(str(v)))]
+Address = Annotated[str, BeforeValidator(_literal_address)]
+HostPort = Annotated[str, BeforeValidator(_host_port)]
+Timezone = Annotated[str, BeforeValidator(_timezone)]
+Window = Annotated[str, BeforeValidator(_window)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class GatewayTable(_Table):
+    """[gateway]."""
+
+    id: Id
+    site: str
+    timezone: Timezone = "UTC"
+    stream: Id = "main"
+    state: str = "/var/lib/ebbgate"
+    tags: str = "tags.csv"
+    data_key: str = "pki/data.key"
+    application_uri: str = ""
+
+
+class _Ring(_Table):
+    path: str = "/var/lib/ebbgate/ring"
+    max_size: Size = 25 * 10**9
+    commit: Duration = s.SECOND
+    seal: Duration = 900 * s.SECOND
+
+
+class _Backfill(_Table):
+    limit: Rate = 5_000_000
+    window: Window = "always"
+    in_flight: int = Field(4, ge=1, le=16)
+    newest_first: bool = False
+
+
+class _Receiver(_Table):
+    url: str = Field(pattern=r"^https://[A-Za-z0-9.-]+:\d{1,5}$")
+    address: Address
+    live: Duration = s.SECOND
+    backfill: _Backfill = _Backfill()
+    proxy: str = Field("", pattern=r"^(http://[0-9.]+:\d{1,5})?$")
+    ca: str = "pki/receiver-ca.crt"
+    receipt_key: str = "pki/receipt.pub"
+    certificate: str = "pki/tls.crt"
+    key: str = "pki/tls.key"
+
+
+class _Clock(_Table):
+    use: Literal["source", "gateway"] = "source"
+    max_skew: Duration = 5 * s.SECOND
+
+
+class _Alive(_Table):
+    tag: Id
+    within: Duration
+
+
+class LoadTable(_Table):
+    """load = { ... } of a source."""
+
+    requests_per_s: float = Field(5.0, gt=0, le=1000)
+    bytes_per_s: Size = 1_000_000
+    sessions: int = Field(1, ge=1, le=8)
+    connections: int = Field(1, ge=1, le=8)
+    items: int = Field(1000, ge=1, le=100_000)
+    pause: Duration = 0
+    duty: float = Field(0.5, gt=0, le=1)
+
+
+class _Source(_Table):
+    interface: str = Field("", max_length=15)
+    alive: _Alive | None = None
+    load: LoadTable = LoadTable()
+
+
+class OpcuaTable(_Source):
+    """[source.NAME] with kind opcua."""
+
+    kind: Literal["opcua"]
+    urls: list[str] = Field(min_length=1, max_length=4)
+    security: str = "Basic256Sha256 SignAndEncrypt"
+    server_certificate: str = ""
+    certificate: str = "pki/opcua.der"
+    key: str = "pki/opcua.key"
+    user: str = ""
+    password_file: str = ""
+    namespaces: dict[str, str] = {}
+    publish: Duration = s.SECOND
+    history_fill: Duration = 24 * 3600 * s.SECOND
+    clock: _Clock = _Clock()
+
+
+class ModbusTable(_Source):
+    """[source.NAME] with a Modbus kind."""
+
+    kind: Literal["modbus-tcp", "modbus-rtu-tcp", "modbus-rtu"]
+    address: str
+    unit: int = Field(1, ge=0, le=255)
+    order: Literal["ABCD", "CDAB", "BADC", "DCBA"] = "ABCD"
+    gap: int = Field(0, ge=0, le=100)
+    allowed: list[str] = []
+    forbidden: list[str] = []
+    max_registers: int = Field(125, ge=1, le=125)
+    max_bits: int = Field(2000, ge=1, le=2000)
+    timeout: Duration = s.SECOND
+    identify: bool = False
+    close_after_poll: bool = False
+    baud: int = 19_200
+    parity: Literal["N", "E", "O"] = "E"
+    stop_bits: int = Field(1, ge=1, le=2)
+    clock: _Clock = _Clock(use="gateway")
+
+
+class _Disclose(_Table):
+    addresses: bool = False
+
+
+class GatewayFile(_Table):
+    """gateway.toml as written; `init` prints it, with every default, from here."""
+
+    gateway: GatewayTable
+    ring: _Ring = _Ring()
+    receiver: _Receiver
+    source: dict[Id, Annotated[OpcuaTable | ModbusTable, Field(discriminator="kind")]] = {}
+    disclose: _Disclose = _Disclose()
+
+
+class _SiteReceiver(_Table):
+    name: Id
+    listen: HostPort
+    landing: str = "/var/lib/ebbgate/landing"
+    deliver: str = "/var/lib/ebbgate/deliver"
+    min_free: Size = 50 * 10**9
+    receipt_key: str = "pki/receipt.key"
+
+
+class _Tls(_Table):
+    certificate: str = "pki/receiver.crt"
+    key: str = "pki/receiver.key"
+    gateways_ca: str = "pki/gateways-ca.crt"
+    revoked: str = ""
+
+
+class _GatewayPolicy(_Table):
+    id: Id
+    site: str = ""
+    streams: list[str] = []
+    silence: Duration = 60 * s.SECOND
+    rate: Rate = 100_000_000
+
+
+class _Lake(_Table):
+    path: str
+    partition: list[Literal["site", "date"]] = ["site", "date"]
+
+
+class _Sink(_Table):
+    kind: Literal["postgres"]
+    dsn_file: str
+    tags: list[str] = ["**"]
+    future: Duration = 600 * s.SECOND
+    views: bool = True
+
+
+class _Console(_Table):
+    listen: HostPort = "127.0.0.1:8080"
+
+
+class SiteFile(_Table):
+    """receiver.toml as written."""
+
+    receiver: _SiteReceiver
+    tls: _Tls = _Tls()
+    gateway: list[_GatewayPolicy] = []
+    lake: _Lake | None = None
+    sink: dict[Id, _Sink] = {}
+    console: _Console = _Console()
+
+
+# ---- reading ----
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file", "Give --config FILE, or make one with `ebbgate init`.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "Check owner and mode of the file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8", "Save the file as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", "Correct the TOML at that place; texts stand in double quotes.") from None
+
+
+def _known_keys(model: type[BaseModel], place: tuple[str | int, ...]) -> list[str]:
+    """Return the keys allowed where a mistake was made, for 'did you mean'."""
+    at: Any = model
+    for step in place:
+        fields = getattr(at, "model_fields", None)
+        if fields is None or step not in fields:
+            break
+        at = fields[step].annotation
+    return list(getattr(at, "model_fields", {}))
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
+    place = ".".join(str(step) for step in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+    wrong = str(error["loc"][-1])
+    kinds = {"opcua": OpcuaTable, "modbus-tcp": ModbusTable, "modbus-rtu-tcp": ModbusTable, "modbus-rtu": ModbusTable}
+    inner = [kinds[x] for x in error["loc"] if x in kinds]
+    keys = list(inner[0].model_fields) if inner else _known_keys(model, error["loc"][:-1])
+    near = difflib.get_close_matches(wrong, keys, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(keys) or 'nothing'}"
+    return f"{place}: unknown key; {hint}"
+
+
+def parse_file(model: type[File], path: Path) -> File:
+    """Return the file as `model`; raise ConfigError with every mistake at once."""
+    body = _toml(path)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        lines = [_explain(model, one) for one in error.errors()[:_ERRORS_SHOWN_MAX]]
+        message = f"{path}: {len(lines)} mistake{'s' if len(lines) > 1 else ''}\n    " + "\n    ".join(lines)
+        raise ConfigError(message, "Correct the file; nothing was started.") from None

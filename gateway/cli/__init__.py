@@ -1,0 +1,118 @@
+"""The command `ebbgate`: the argument tree and nothing else. Every command's code is imported when it is called.
+
+stdout is data, stderr is messages. Exit codes: 0 good, 1 a finding, 2 usage or configuration, 3 environment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from buffer.errors import CorruptError, StorageFault
+from gateway import __version__
+from gateway.errors import EXIT_ENVIRONMENT, EXIT_FINDING, EbbgateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# name -> (module, one line for --help). The line stands here so that --help imports no command.
+COMMANDS: Final = {
+    "demo": ("demo", "A simulated plant, five processes, a console and an outage: one command, no set-up."),
+    "init": ("setup", "Write a configuration and keys: init gateway, init receiver."),
+    "ca": ("setup", "The site's small certificate authority: init, invite, sign, statement, revoke."),
+    "identity": ("setup", "Keys and requests of this box as files: csr, install, show."),
+    "enroll": ("setup", "Get this gateway's certificates with a one-time code."),
+    "check": ("contact", "Explain every mistake in the configuration and test every source."),
+    "trust": ("contact", "Show an OPC UA server's certificate and pin it."),
+    "browse": ("contact", "List the variables of an OPC UA server as a ready tag table."),
+    "read": ("contact", "Read one address of a source and show every way to understand it."),
+    "pause": ("contact", "Leave a source alone: Ebbgate disconnects within a second."),
+    "resume": ("contact", "Connect to a paused source again."),
+    "collect": ("processes", "Read the sources into the ring (OT process)."),
+    "upload": ("processes", "Push the ring to the receiver (OT process)."),
+    "receive": ("processes", "Take batches, verify them, land them (IT process)."),
+    "deliver": ("processes", "Fill lake and historians from the landing (IT process)."),
+    "console": ("processes", "Serve the read-only pages (IT process)."),
+    "run": ("processes", "Start the processes of one side together: run gateway, run site."),
+    "status": ("ledger", "How the processes on this machine are doing."),
+    "ledger": ("ledger", "What is missing, and why."),
+    "query": ("store", "One SELECT over the ring, with DuckDB, read-only."),
+    "ring": ("store", "Look into the ring: info, check."),
+    "verify": ("store", "Check signatures, digests and chains of files, offline."),
+    "export": ("store", "Write frames to a folder or stick, byte for byte."),
+    "import": ("store", "Bring exported frames to the receiver on this machine."),
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command's module only when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"gateway.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ebbgate")
+def tree() -> None:
+    """Ebbgate: a store-and-forward one-way gateway. Reads PLCs and SCADA, keeps every reading, pushes them out; nothing comes in.
+
+    First time?  ebbgate demo
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; every expected failure becomes one message and an exit code."""
+    try:
+        sys.exit(tree.main(args=arguments, prog_name="ebbgate", standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except EbbgateError as error:
+        fail(str(error), error.exit_code)
+    except StorageFault as error:
+        fail(f"storage: {error}\n  Check the disk and the owner and mode of that path.", EXIT_ENVIRONMENT)
+    except CorruptError as error:
+        fail(f"corrupt: {error}", EXIT_FINDING)
+    except PermissionError as error:
+        fail(f"{error.filename}: permission denied\n  Run this as the user that owns the file.", EXIT_ENVIRONMENT)
+    except BrokenPipeError:
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str, code: int) -> None:
+    """Say it on stderr and leave."""
+    click.echo(f"ebbgate: {message}", err=True)
+    sys.exit(code)
+
+
+def emit(data: Any, as_json: bool, lines: Sequence[str]) -> None:  # noqa: ANN401 -- whatever json can write
+    """Print `data` as one JSON object, or `lines` for people."""
+    if as_json:
+        click.echo(json.dumps(data, ensure_ascii=False, default=str))
+        return
+    for line in lines:
+        click.echo(line)
+
+
+def printable(text: str) -> str:
+    """Return plant text safe for a terminal: control characters (C0, C1, DEL) become U+FFFD."""
+    return "".join("\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in text)  # noqa: PLR2004

@@ -1,0 +1,86 @@
+"""Configuration -> tag table (travels) and address table (stays on the box). Pure.
+
+Numbers belong to tag ids for the life of a stream: they are taken over from the newest table in the ring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from buffer.tagtable import Tag, TagTable, renumber
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewaySettings, ModbusSource, OpcuaSource, TagRow
+
+_UNSIGNED = frozenset({"uint64", "ulint", "lword"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What one start of collect works with."""
+
+    table: TagTable
+    sources: tuple[OpcuaSource | ModbusSource, ...]  # with numbered tags
+    addresses: bytes  # JSON; its SHA-256 stands in the tag table
+
+
+def build_tables(settings: GatewaySettings, before: TagTable | None) -> Tables:
+    """Return tables whose numbers continue those of `before` (None: a new stream)."""
+    rows = [row for source in settings.sources for row in source.tags]
+    addresses = _addresses(settings)
+    names, tags = renumber(before, [_tag(row) for row in rows], [source.name for source in settings.sources])
+    table = TagTable(
+        gateway=settings.id,
+        stream=settings.stream,
+        site=settings.site,
+        timezone=settings.timezone,
+        sources=names,
+        tags=_disclosed(tags, rows) if settings.disclose_addresses else tags,
+        addresses=hashlib.sha256(addresses).hexdigest(),
+    )
+    numbers = {tag.id: tag.number for tag in tags}
+    sources = tuple(
+        replace(source, tags=tuple(replace(row, number=numbers[row.id]) for row in source.tags)) for source in settings.sources
+    )
+    return Tables(table, sources, addresses)
+
+
+def _tag(row: TagRow) -> Tag:
+    return Tag(
+        number=0,
+        id=row.id,
+        path=row.path,
+        source=row.source,
+        type=row.type,
+        unit=row.unit,
+        low=row.low,
+        high=row.high,
+        scale=row.scale,
+        offset=row.offset,
+        states=row.states,
+        description=row.description,
+        unsigned=row.type.lower() in _UNSIGNED,
+        every_ns=row.every_ns,
+        heartbeat_ns=row.heartbeat_ns,
+    )
+
+
+def _disclosed(tags: tuple[Tag, ...], rows: list[TagRow]) -> tuple[Tag, ...]:
+    """Put the address behind the description: the site said it may leave the box."""
+    at = {row.id: row.address for row in rows}
+    return tuple(replace(tag, description=f"{tag.description} [{at[tag.id]}]".strip()) if tag.id in at else tag for tag in tags)
+
+
+def _addresses(settings: GatewaySettings) -> bytes:
+    body = [
+        {
+            "source": source.name,
+            "address": list(getattr(source, "urls", ())) or getattr(source, "address", ""),
+            "tags": {row.id: row.address for row in source.tags},
+        }
+        for source in settings.sources
+    ]
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False).encode()

@@ -1,0 +1,402 @@
+"""The only door to the disk, and the only place with fsync, rename and unlink. PosixStorage in life, a simulated disk in tests.
+
+Storage model (DESIGN G1): a completed sync persists; what was not synced may be lost, torn at 512 bytes, or reordered; a name is
+durable when its directory was synced; after a failed sync the page cache lies, so that handle is never written or synced again.
+
+Paths are relative to one root and use "/". Every OSError becomes a StorageFault that names path and errno.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno as errno_module
+import fcntl
+import mmap
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from buffer.errors import MisuseError, StorageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+ZERO_CHUNK_BYTES: Final = 1024 * 1024
+DIRECT_ALIGN_BYTES: Final = 4096  # covers 512- and 4096-byte logical blocks
+FILE_MODE: Final = 0o640  # later processes read by group
+DIRECTORY_MODE: Final = 0o750
+TEMPORARY_SUFFIX: Final = ".tmp"
+
+
+class ReadStorage(Protocol):
+    """What readers may do: look, never touch."""
+
+    def list(self, path: str) -> Sequence[str]:
+        """Return the names in a directory, sorted; an absent directory is empty."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Return the length of a file in bytes, None if it is not there."""
+        ...
+
+    def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
+        """Return at most size_bytes through the page cache; None if the file is not there."""
+        ...
+
+
+class Storage(ReadStorage, Protocol):
+    """What the one writer may do."""
+
+    def create(self, path: str, size_bytes: int) -> int:
+        """Make a file of zeros that must not exist, synced with its directory; return a handle."""
+        ...
+
+    def open(self, path: str) -> int:
+        """Open an existing file for pwrite; return a handle."""
+        ...
+
+    def pwrite(self, handle: int, offset: int, data: bytes) -> None:
+        """Write all of data at offset."""
+        ...
+
+    def fdatasync(self, handle: int) -> None:
+        """Make what was written durable. After a StorageFault the handle accepts neither write nor sync."""
+        ...
+
+    def close(self, handle: int) -> None:
+        """Give the handle back. Does not sync."""
+        ...
+
+    def publish(self, path: str, chunks: Iterable[bytes]) -> None:
+        """Make or replace a file in one step: temporary file, write, fsync, rename, directory synced."""
+        ...
+
+    def adopt(self, temporary: str, path: str) -> None:
+        """Publish a file somebody else wrote in this store: fsync, rename, directory synced."""
+        ...
+
+    def truncate(self, path: str, size_bytes: int) -> None:
+        """Cut a file; not synced."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename; durable only after fsync_dir."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """Remove; durable only after fsync_dir. An absent file is a fact, not a fault."""
+        ...
+
+    def mkdir(self, path: str, mode: int = DIRECTORY_MODE) -> None:
+        """Make a directory and its parents where absent; durable on return."""
+        ...
+
+    def fsync_dir(self, path: str) -> None:
+        """Make the names in a directory durable."""
+        ...
+
+    def sync_file(self, path: str) -> None:
+        """Open, fsync, close: recovery does it before it believes what it reads."""
+        ...
+
+    def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
+        """Return at most size_bytes past the page cache: what the device holds."""
+        ...
+
+    def lock(self, path: str) -> None:
+        """Take the writer's lock until this process ends; raise StorageFault if somebody else holds it."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return what the file system still takes."""
+        ...
+
+
+@contextlib.contextmanager
+def _faults(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFault(error.strerror or str(error), path=path, errno=error.errno) from error
+
+
+class PosixReadStorage:
+    """Read-only view of one directory tree."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _at(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            message = f"path {path!r} leaves the store"
+            raise MisuseError(message)
+        return str(self.root / path) if path else str(self.root)
+
+    def list(self, path: str) -> Sequence[str]:
+        """Return the names in a directory, sorted; an absent directory is empty."""
+        with _faults(path):
+            try:
+                return sorted(os.listdir(self._at(path)))
+            except FileNotFoundError:
+                return []
+
+    def size(self, path: str) -> int | None:
+        """Return the length in bytes, None if it is not there."""
+        with _faults(path):
+            try:
+                return os.stat(self._at(path)).st_size
+            except FileNotFoundError:
+                return None
+
+    def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
+        """Return at most size_bytes; None if the file is not there. Opens and closes: holds nothing."""
+        with _faults(path):
+            try:
+                fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            try:
+                return _pread_all(fd, offset, size_bytes)
+            finally:
+                os.close(fd)
+
+    def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
+        """Return at most size_bytes past the page cache (O_DIRECT, else dropped cache); None if the file is not there."""
+        with _faults(path):
+            try:
+                return self._read_direct(path, offset, size_bytes)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno_module.EINVAL, errno_module.EOPNOTSUPP, errno_module.ENOTSUP):
+                    raise
+            return self._read_dropped(path, offset, size_bytes)
+
+    def _read_direct(self, path: str, offset: int, size_bytes: int) -> bytes:
+        first = offset // DIRECT_ALIGN_BYTES * DIRECT_ALIGN_BYTES
+        span = -(-(offset + size_bytes - first) // DIRECT_ALIGN_BYTES) * DIRECT_ALIGN_BYTES
+        if span <= 0:
+            return b""
+        fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, span) as page_aligned:
+                got = os.preadv(fd, [page_aligned], first)
+                data = page_aligned[:got]
+            return data[offset - first : offset - first + size_bytes]
+        finally:
+            os.close(fd)
+
+    def _read_dropped(self, path: str, offset: int, size_bytes: int) -> bytes:
+        fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            return _pread_all(fd, offset, size_bytes)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self) -> int:
+        """Return what an unprivileged process may still write."""
+        with _faults(""):
+            facts = os.statvfs(self.root)
+            return facts.f_bavail * facts.f_frsize
+
+
+class PosixStorage(PosixReadStorage):
+    """The writer's view of one directory tree."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._poisoned: set[int] = set()
+        self._names: dict[int, str] = {}
+
+    def create(self, path: str, size_bytes: int) -> int:
+        """Make a file of real zeros (not a hole: a later write must need no new block), synced with its directory."""
+        with _faults(path):
+            fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            try:
+                zeros = bytes(min(ZERO_CHUNK_BYTES, size_bytes))
+                for at in range(0, size_bytes, ZERO_CHUNK_BYTES):
+                    _pwrite_all(fd, at, zeros[: size_bytes - at])
+                os.fsync(fd)
+                _sync_directory(os.path.dirname(self._at(path)))
+            except OSError:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(self._at(path))
+                raise
+            self._names[fd] = path
+            return fd
+
+    def open(self, path: str) -> int:
+        """Open an existing file for pwrite."""
+        with _faults(path):
+            fd = os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC)
+            self._names[fd] = path
+            return fd
+
+    def pwrite(self, handle: int, offset: int, data: bytes) -> None:
+        """Write all of data at offset."""
+        self._refuse_poisoned(handle)
+        with _faults(self._names.get(handle, "?")):
+            _pwrite_all(handle, offset, data)
+
+    def fdatasync(self, handle: int) -> None:
+        """Make what was written durable; a failure poisons the handle."""
+        self._refuse_poisoned(handle)
+        with _faults(self._names.get(handle, "?")):
+            try:
+                os.fdatasync(handle)
+            except OSError:
+                self._poisoned.add(handle)
+                raise
+
+    def _refuse_poisoned(self, handle: int) -> None:
+        if handle in self._poisoned:
+            message = f"{self._names.get(handle)}: written or synced again after a failed sync"
+            raise MisuseError(message)
+
+    def close(self, handle: int) -> None:
+        """Give the handle back."""
+        self._poisoned.discard(handle)
+        self._names.pop(handle, None)
+        with contextlib.suppress(OSError):
+            os.close(handle)
+
+    def publish(self, path: str, chunks: Iterable[bytes]) -> None:
+        """Make or replace a file in one step."""
+        with _faults(path):
+            _publish(self._at(path), chunks, durable=True)
+
+    def adopt(self, temporary: str, path: str) -> None:
+        """Publish a file somebody else wrote in this store."""
+        self.sync_file(temporary)
+        with _faults(path):
+            os.chmod(self._at(temporary), FILE_MODE)
+            os.rename(self._at(temporary), self._at(path))
+            _sync_directory(os.path.dirname(self._at(path)))
+
+    def truncate(self, path: str, size_bytes: int) -> None:
+        """Cut a file."""
+        with _faults(path):
+            os.truncate(self._at(path), size_bytes)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename within the store."""
+        with _faults(old):
+            os.rename(self._at(old), self._at(new))
+
+    def unlink(self, path: str) -> None:
+        """Remove; an absent file is a fact."""
+        with _faults(path), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._at(path))
+
+    def mkdir(self, path: str, mode: int = DIRECTORY_MODE) -> None:
+        """Make a directory and its parents where absent."""
+        with _faults(path):
+            make_directory(Path(self._at(path)), mode)
+
+    def fsync_dir(self, path: str) -> None:
+        """Make the names in a directory durable."""
+        with _faults(path):
+            _sync_directory(self._at(path))
+
+    def sync_file(self, path: str) -> None:
+        """Open, fsync, close."""
+        with _faults(path):
+            fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def lock(self, path: str) -> None:
+        """Take an exclusive lock on a file in a directory only its owner can enter; held until the process ends."""
+        with _faults(path):
+            fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise StorageFault("another process writes here; stop it first", path=path, errno=errno_module.EWOULDBLOCK) from None
+            self._names[fd] = path
+
+
+# ---- plain files of any process: configuration, keys, status ----
+
+
+def publish_file(path: Path, data: bytes, *, durable: bool = True, mode: int = FILE_MODE) -> None:
+    """Make or replace one small file by rename; raise StorageFault. Not durable: good enough for a status shown to people."""
+    with _faults(str(path)):
+        _publish(str(path), [data], durable=durable, mode=mode)
+
+
+def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
+    """Make a directory and its parents where absent, names durable; raise StorageFault."""
+    with _faults(str(path)):
+        missing = [one for one in (path, *path.parents) if not one.exists()]
+        for one in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(one, mode)
+            _sync_directory(str(one.parent))
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file where it is there, durably; raise StorageFault."""
+    with _faults(str(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        _sync_directory(str(path.parent))
+
+
+def _publish(path: str, chunks: Iterable[bytes], *, durable: bool, mode: int = FILE_MODE) -> None:
+    directory = os.path.dirname(path)
+    fd, temporary = tempfile.mkstemp(suffix=TEMPORARY_SUFFIX, prefix="." + os.path.basename(path) + ".", dir=directory)
+    try:
+        try:
+            for chunk in chunks:
+                _write_all(fd, chunk)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        _sync_directory(directory)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _pwrite_all(fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _pread_all(fd: int, offset: int, size_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    while size_bytes > 0:
+        part = os.pread(fd, size_bytes, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset, size_bytes = offset + len(part), size_bytes - len(part)
+    return b"".join(parts)

@@ -19,6 +19,8 @@ not belong to the kind is absent, and an unknown key is refused:
     13   fill             b       [gap id, progress bytes]; only in a block of history
     14   state            b s     the state record, below
     15   object type      o       1 tag table, 2 key statement
+    16   more             b       true: the commit goes on in the next block; absent in its last block. One commit is all of its
+                                  blocks or none: after a power cut a tail of blocks with `more` is dropped
 
 State record, an array: [generation, block, predecessor | null, end, low, lost, open gaps, wall ns, monotonic ns,
 boot id, trusted] with predecessor = [generation, end seq], low = [generation, seq], lost = [[generation, first, last,
@@ -126,6 +128,7 @@ class Manifest:
     fill: tuple[int, bytes] | None = None
     state: StateRecord | None = None
     object_type: ObjectType | None = None
+    more: bool = False
 
     @property
     def end_seq(self) -> int:
@@ -199,6 +202,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
         fields[12] = dict(m.positions)
         if m.fill is not None:
             fields[13] = list(m.fill)
+        if m.more:
+            fields[16] = True
     if m.state is not None:
         fields[14] = encode_state(m.state)
     return encode_cbor(fields)
@@ -207,7 +212,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 # ---- decoding: every field checked for type and range before anybody sees it ----
 
 _KEYS: Final = {
-    FrameKind.BLOCK: ({1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14}, {13}),
+    FrameKind.BLOCK: ({1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14}, {13, 16}),
     FrameKind.SEGMENT: ({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14}, set[int]()),
     FrameKind.OBJECT: ({1, 2, 3, 4, 15}, set[int]()),
 }
@@ -326,7 +331,9 @@ def _frame_fields(kind: FrameKind, f: dict[int, Any]) -> dict[str, Any]:
         fields["chain_after"] = _bytes(f[10], "chain after", _DIGEST_BYTES)
         consistent = blocks[0] <= blocks[1] and 0 < seqs[1] <= limits.SEGMENT_READINGS_MAX
     else:
-        fields |= {"arrival_ns": _int(f[11], "arrival"), "positions": _positions(f[12]), "fill": _fill(f.get(13))}
+        if f.get(16, True) is not True:
+            raise CorruptError("manifest more: may only be true")
+        fields |= {"arrival_ns": _int(f[11], "arrival"), "positions": _positions(f[12]), "fill": _fill(f.get(13)), "more": 16 in f}
         state: StateRecord = fields["state"]
         consistent = blocks[0] == blocks[1] == state.block and seqs[1] <= limits.BLOCK_READINGS_MAX
         consistent = consistent and state.generation == fields["generation"] and state.end == sum(seqs)

@@ -89,7 +89,7 @@ class Columns:
 
 def empty_columns() -> Columns:
     """Return no readings."""
-    return Columns(*(np.empty(0, dtype) for dtype in _DTYPES.values()), ts_source_ns=None, texts=())
+    return make_columns([], [], [], [], [])
 
 
 def make_columns(
@@ -120,7 +120,8 @@ def concat(parts: Sequence[Columns]) -> Columns:
         return parts[0]
     if not parts:
         return empty_columns()
-    values, texts = [], []
+    values: list[NDArray[np.uint64]] = []
+    texts: list[str] = []
     for part in parts:
         is_text = (part.kind == Kind.TEXT) | (part.kind == Kind.BYTES)
         values.append(part.values + np.uint64(len(texts)) * is_text.astype(np.uint64))

@@ -61,7 +61,7 @@ def read_boot_id() -> bytes:
 
 def full_jitter(runtime: Runtime, attempt: int, base_s: float, cap_s: float) -> float:
     """Return how long to wait before try number `attempt` (from 0): uniform in 0..min(cap, base * 2**attempt)."""
-    return runtime.random() * min(cap_s, base_s * 2 ** min(attempt, 30))
+    return runtime.random() * min(cap_s, base_s * float(2 ** min(attempt, 30)))
 
 
 class JsonLines(logging.Formatter):

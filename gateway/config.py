@@ -68,11 +68,13 @@ def load_site(path: Path) -> s.SiteSettings:
         landing=base / file.receiver.landing,
         deliver=base / file.receiver.deliver,
         lake=base / file.lake.path if file.lake else None,
+        lake_every_ns=file.lake.every if file.lake else 0,
         min_free_bytes=file.receiver.min_free,
         receipt_key=base / file.receiver.receipt_key,
         tls_certificate=base / file.tls.certificate,
         tls_key=base / file.tls.key,
         gateways_ca=base / file.tls.gateways_ca,
+        statement_key=base / file.tls.statement_key,
         revoked=base / file.tls.revoked if file.tls.revoked else None,
         gateways=tuple(
             s.GatewayPolicy(g.id, g.site, tuple(g.streams or [f"{g.id}.*"]), g.silence, g.rate) for g in file.gateway

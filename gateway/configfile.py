@@ -109,7 +109,7 @@ class _Receiver(_Table):
     url: str = Field(pattern=r"^https://[A-Za-z0-9.-]+:\d{1,5}$")
     address: Address
     live: Duration = s.SECOND
-    backfill: _Backfill = _Backfill()
+    backfill: _Backfill = Field(default_factory=lambda: _Backfill.model_validate({}))
     proxy: str = Field("", pattern=r"^(http://[0-9.]+:\d{1,5})?$")
     ca: str = "pki/receiver-ca.crt"
     receipt_key: str = "pki/receipt.pub"
@@ -142,7 +142,7 @@ class LoadTable(_Table):
 class _Source(_Table):
     interface: str = Field("", max_length=15)
     alive: _Alive | None = None
-    load: LoadTable = LoadTable()
+    load: LoadTable = Field(default_factory=lambda: LoadTable.model_validate({}))
 
 
 class OpcuaTable(_Source):
@@ -210,6 +210,7 @@ class _Tls(_Table):
     certificate: str = "pki/receiver.crt"
     key: str = "pki/receiver.key"
     gateways_ca: str = "pki/gateways-ca.crt"
+    statement_key: str = "pki/statement.pub"
     revoked: str = ""
 
 
@@ -223,6 +224,7 @@ class _GatewayPolicy(_Table):
 
 class _Lake(_Table):
     path: str
+    every: Duration = 60 * s.SECOND
     partition: list[Literal["site", "date"]] = ["site", "date"]
 
 

@@ -201,11 +201,13 @@ class SiteSettings:
     landing: Path
     deliver: Path
     lake: Path | None
+    lake_every_ns: int
     min_free_bytes: int
     receipt_key: Path
     tls_certificate: Path
     tls_key: Path
-    gateways_ca: Path  # CA of client certificates and of key statements
+    gateways_ca: Path  # CA of client certificates, PEM
+    statement_key: Path  # public key that signs key statements, PEM
     revoked: Path | None
     gateways: tuple[GatewayPolicy, ...]
     sinks: tuple[SinkSettings, ...]

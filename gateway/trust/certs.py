@@ -1,0 +1,258 @@
+"""Certificates and TLS contexts: the site's small CA, TLS client and server certificates, the OPC UA application certificate.
+
+Three lives (DESIGN section 8): TLS 2 years, with a grace the receiver grants; OPC UA application certificate 20 years, valid from
+2000 on, because a PLC with a wrong clock must still accept it; data keys (gateway.trust.keys) none at all.
+TLS 1.3 only, both sides show certificates, the peer's CA is pinned: no system trust store is ever asked.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from buffer.storage import publish_file
+from gateway.errors import TrustError
+from gateway.trust.keys import PRIVATE_MODE, refuse_readable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TLS_DAYS: Final = 730
+CA_DAYS: Final = 7_300
+GRACE_DAYS: Final = 90  # after expiry a client certificate that is not revoked may still upload, with an alarm
+OPCUA_DAYS: Final = 20 * 365
+GATEWAY_URN: Final = "urn:ebbgate:gateway:"
+_BACKDATE: Final = dt.timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The site CA in memory."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
+    if path.exists():
+        raise TrustError(f"{path}: a key is there already", "Move it away if you mean to replace it.")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    publish_file(path, pem, mode=PRIVATE_MODE)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _usage(**on: bool) -> x509.KeyUsage:
+    names = (
+        "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign encipher_only decipher_only"
+    )
+    return x509.KeyUsage(**{name: on.get(name, False) for name in names.split()})
+
+
+def create_authority(certificate: Path, key: Path, name: str, now: dt.datetime) -> Authority:
+    """Make the site CA; raise TrustError if there is one."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    _write_key(key, private)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(_name(f"{name} Ebbgate CA"))
+        .issuer_name(_name(f"{name} Ebbgate CA"))
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + dt.timedelta(days=CA_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    publish_file(certificate, _pem(built))
+    return Authority(built, private)
+
+
+def load_authority(certificate: Path, key: Path) -> Authority:
+    """Return the CA in these files; raise TrustError."""
+    refuse_readable(key)
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise TrustError(f"{certificate}: {error}", "Restore the CA from its backup.") from None
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise TrustError(f"{key}: not a P-256 key", "Restore the CA from its backup.")
+    return Authority(loaded, private)
+
+
+def make_request(key: Path, gateway: str) -> bytes:
+    """Make a TLS key, 0600, and return the certificate request for it, PEM."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    _write_key(key, private)
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(_name(gateway)).add_extension(names, critical=False)
+    return request.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def sign_request(authority: Authority, request_pem: bytes, gateway: str, now: dt.datetime) -> bytes:
+    """Return a TLS client certificate for `gateway`, PEM; raise TrustError if the request is not for it."""
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        valid = request.is_signature_valid
+    except ValueError as error:
+        raise TrustError(f"not a certificate request: {error}", "Make it with `ebbgate identity csr`.") from None
+    if not valid:
+        raise TrustError("the request's own signature does not fit", "Make it again with `ebbgate identity csr`.")
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
+    return _pem(_leaf(authority, request.public_key(), gateway, names, ExtendedKeyUsageOID.CLIENT_AUTH, now))
+
+
+def create_server_certificate(authority: Authority, certificate: Path, key: Path, hosts: list[str], now: dt.datetime) -> None:
+    """Make the receiver's TLS key and certificate for these names and addresses."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    _write_key(key, private)
+    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+    publish_file(certificate, _pem(_leaf(authority, private.public_key(), hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now)))
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _leaf(
+    authority: Authority, public: object, name: str, names: x509.SubjectAlternativeName, purpose: x509.ObjectIdentifier, now: dt.datetime
+) -> x509.Certificate:
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise TrustError("the request's key is not P-256", "Make it with `ebbgate identity csr`.")
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(authority.certificate.subject)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + dt.timedelta(days=TLS_DAYS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+
+
+def create_application_certificate(certificate: Path, key: Path, application_uri: str, host: str) -> None:
+    """Make the OPC UA application certificate (OPC 10000-6, 6.2.2): self-signed RSA 2048, DER, 20 years from today's past."""
+    private = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+    _write_key(key, private)
+    start = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(_name(f"Ebbgate {host}"))
+        .issuer_name(_name(f"Ebbgate {host}"))
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(dt.datetime.now(dt.UTC) + dt.timedelta(days=OPCUA_DAYS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            _usage(digital_signature=True, content_commitment=True, key_encipherment=True, data_encipherment=True, key_cert_sign=True),
+            critical=True,
+        )
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(application_uri), x509.DNSName(host)]), critical=False
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(private.public_key()), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    publish_file(certificate, built.public_bytes(serialization.Encoding.DER))
+
+
+# ---- verdicts ----
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentity:
+    """Who a TLS client certificate says it is. expired: past its end, within the grace."""
+
+    gateway: str
+    serial: int
+    expired: bool
+
+
+def identify_client(der: bytes, now: dt.datetime, revoked: frozenset[int]) -> ClientIdentity:
+    """Return the identity in a certificate whose chain TLS has checked; raise TrustError if revoked, expired or nameless."""
+    certificate = x509.load_der_x509_certificate(der)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise TrustError("client certificate has no name", "Sign it with `ebbgate ca sign`.") from None
+    uris = [u for u in names.get_values_for_type(x509.UniformResourceIdentifier) if u.startswith(GATEWAY_URN)]
+    if len(uris) != 1:
+        raise TrustError("client certificate names no gateway", "Sign it with `ebbgate ca sign`.")
+    if certificate.serial_number in revoked:
+        raise TrustError(f"client certificate {certificate.serial_number:x} is revoked", "Enrol the gateway again if it is yours.")
+    end = certificate.not_valid_after_utc
+    if now > end + dt.timedelta(days=GRACE_DAYS):
+        raise TrustError(f"client certificate ended {end:%Y-%m-%d}, {GRACE_DAYS} days of grace are over", "Enrol the gateway again.")
+    return ClientIdentity(uris[0].removeprefix(GATEWAY_URN), certificate.serial_number, now > end)
+
+
+def days_left(certificate: Path, now: dt.datetime) -> int:
+    """Return how many days a PEM certificate is still valid (negative: expired); raise TrustError."""
+    try:
+        return (x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc - now).days
+    except (OSError, ValueError) as error:
+        raise TrustError(f"{certificate}: {error}", "Install the certificate again.") from None
+
+
+# ---- TLS ----
+
+_NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: expiry is our verdict (identify_client), not OpenSSL's
+
+
+def server_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLContext:
+    """Return a context that wants a client certificate of this CA; times are checked by identify_client."""
+    refuse_readable(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
+    _load(context, certificate, key, client_ca)
+    return context
+
+
+def client_context(certificate: Path | None, key: Path | None, server_ca: Path) -> ssl.SSLContext:
+    """Return a context that trusts this CA alone and checks the server's name."""
+    if key is not None:
+        refuse_readable(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, certificate, key, server_ca)
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Path | None, key: Path | None, authority: Path) -> None:
+    try:
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        raise TrustError(f"{certificate}, {key}, {authority}: {error}", "Check that the three files are there and belong together.") from None

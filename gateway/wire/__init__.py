@@ -1,0 +1,1 @@
+"""What travels between uploader and receiver besides frames: request targets and receipts. Pure vocabulary, no side."""

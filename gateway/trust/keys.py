@@ -1,186 +1,352 @@
-"""Data keys: Ed25519, no certificate, no expiry, named by hash; and the statements that introduce them.
+"""Data keys: who signs, who is believed, how a key is introduced, replaced and revoked.
 
-A key statement is a COSE_Sign1 by the site CA's statement key over deterministic CBOR {1: 1, 2: stream, 3: SubjectPublicKeyInfo,
-4: first generation's ordinal}; it travels as an object. Who has the file has the key: files are 0600, and a file that
-others can read is refused.
+A data key is Ed25519, one per stream, without certificate and without expiry, named by the first 8 bytes of SHA-256 of its
+SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7). Files are PKCS#8 PEM, 0600: a key that group or others can read is refused.
+
+Specification of a key statement (the payload of a frame of kind object, type key statement): a deterministic CBOR array of two
+COSE_Sign1 messages over the same payload: the first by the new key itself (it exists and somebody holds it), the second by
+the site CA (enrolment) or by the key before (rotation). The payload is the map
+
+    0  "ebbgate key statement 1"
+    1  public key, 32 bytes (RFC 8032)
+    2  stream
+    3  first generation it may sign, 0: any
+
+Revocation names the last good reading: what was signed up to there stays good, whatever arrives late.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from buffer.cose import EDDSA, decode_cbor, encode_cbor, parse_sign1, sign1
+from buffer import limits
+from buffer.cose import EDDSA, ES256, decode_cbor, encode_cbor, parse_sign1, sign1
 from buffer.errors import CorruptError, SignatureError
+from buffer.manifest import FrameKind, ObjectType, format_generation
 from buffer.storage import publish_file
 from gateway.errors import TrustError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from buffer.frame import Frame
+    from buffer.manifest import Manifest
+
 PRIVATE_MODE: Final = 0o600
+KEY_FILE_BYTES_MAX: Final = 16 * 1024
 STATEMENT_BYTES_MAX: Final = 1024
+_TYPE: Final = "ebbgate key statement 1"
+_COORDINATE_BYTES: Final = 32
+
+PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
+PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 
 
-def spki(key: Ed25519PublicKey) -> bytes:
-    """Return the SubjectPublicKeyInfo, DER."""
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+class UnknownKeyError(SignatureError):
+    """Nobody introduced this key yet: the sender may still send its statement."""
 
 
-def key_id(spki_der: bytes) -> bytes:
-    """Return the first 8 bytes of SHA-256 of the SubjectPublicKeyInfo."""
-    return hashlib.sha256(spki_der).digest()[:8]
+class RevokedKeyError(SignatureError):
+    """The key was revoked, and this was signed after the last good reading."""
 
 
-class FileSigner:
-    """Implements buffer.cose.Signer with an Ed25519 key in memory."""
+class WrongStreamError(SignatureError):
+    """The key is good, for another stream or a later generation."""
 
-    algorithm = EDDSA
 
-    def __init__(self, private: Ed25519PrivateKey) -> None:
+def key_id(public: PublicKey) -> bytes:
+    """Return the name of a key: the first 8 bytes of SHA-256 of its SubjectPublicKeyInfo."""
+    spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).digest()[:8]
+
+
+class KeySigner:
+    """A private key in memory, as buffer.cose.Signer wants it: Ed25519, or P-256 for a CA."""
+
+    def __init__(self, private: PrivateKey) -> None:
         self._private = private
-        self.spki = spki(private.public_key())
-        self.key_id = key_id(self.spki)
+        self.public: PublicKey = private.public_key()
+        self._key_id = key_id(self.public)
+
+    @property
+    def key_id(self) -> bytes:
+        """The name of the key."""
+        return self._key_id
+
+    @property
+    def algorithm(self) -> int:
+        """COSE algorithm."""
+        return EDDSA if isinstance(self._private, Ed25519PrivateKey) else ES256
 
     def sign(self, to_be_signed: bytes) -> bytes:
-        """Return the raw signature."""
-        return self._private.sign(to_be_signed)
-
-
-class KeyRing:
-    """Implements buffer.cose.Verifier: public keys by id. `streams` says for which stream a key may speak ("": any)."""
-
-    def __init__(self, keys: Iterable[bytes] = ()) -> None:
-        self._keys: dict[bytes, Ed25519PublicKey] = {}
-        self.streams: dict[bytes, str] = {}
-        for one in keys:
-            self.add(one)
-
-    def add(self, spki_der: bytes, stream: str = "") -> bytes:
-        """Trust a key; return its id. Raise TrustError if it is not an Ed25519 SubjectPublicKeyInfo."""
-        key = load_public_der(spki_der)
-        identity = key_id(spki_der)
-        self._keys[identity] = key
-        self.streams[identity] = stream
-        return identity
-
-    def verify(self, key_id: bytes, algorithm: int, to_be_signed: bytes, signature: bytes) -> None:
-        """Return, or raise SignatureError."""
-        key = self._keys.get(key_id)
-        if key is None or algorithm != EDDSA:
-            message = f"key {key_id.hex()} is not known here"
-            raise SignatureError(message)
-        try:
-            key.verify(signature, to_be_signed)
-        except InvalidSignature:
-            message = f"signature by key {key_id.hex()} does not fit: bytes were changed, or another key signed"
-            raise SignatureError(message) from None
-
-    def __contains__(self, key_id: bytes) -> bool:
-        return key_id in self._keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
+        """Return the raw 64-byte signature (ES256: r and s, RFC 9053 section 2.1)."""
+        if isinstance(self._private, Ed25519PrivateKey):
+            return self._private.sign(to_be_signed)
+        r, s = decode_dss_signature(self._private.sign(to_be_signed, ECDSA(hashes.SHA256())))
+        return r.to_bytes(_COORDINATE_BYTES, "big") + s.to_bytes(_COORDINATE_BYTES, "big")
 
 
 # ---- files ----
 
 
-def create_key(path: Path) -> FileSigner:
-    """Make a new key file, 0600; raise TrustError if there is one already."""
+def write_private(path: Path, private: Any) -> None:  # noqa: ANN401 -- any key cryptography makes
+    """Write a private key as PKCS#8 PEM, 0600; raise TrustError if the file exists: a key is never overwritten."""
     if path.exists():
-        raise TrustError(f"{path}: a key is there already", "Keep it: a lost data key means a new stream of trust. Move it away to replace it.")
-    private = Ed25519PrivateKey.generate()
+        raise TrustError(f"{path}: there is a key already", "Move it away first, if it is really no longer needed.")
     pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     publish_file(path, pem, mode=PRIVATE_MODE)
-    return FileSigner(private)
 
 
-def refuse_readable(path: Path) -> None:
-    """Raise TrustError if anybody but the owner can read this file, or it is not there."""
+def read_private_bytes(path: Path) -> bytes:
+    """Return a private file; raise TrustError if it is absent, too long, or readable by group or others."""
     try:
-        mode = path.stat().st_mode
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        raise TrustError(f"{path}: {error.strerror}", "Make the keys with `ebbgate init`, or correct the path.") from None
-    if stat.S_IMODE(mode) & 0o077:
-        remedy = f"chmod 600 {path}; if others did read it, make a new key."
-        raise TrustError(f"{path}: others can read this key (mode {stat.S_IMODE(mode):04o})", remedy)
+        raise TrustError(f"{path}: {error.strerror}", "Create it with ebbgate identity, or correct the path.") from error
+    with os.fdopen(fd, "rb") as file:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise TrustError(f"{path}: a private key that group or others may open", f"Run: chmod 600 {path}")
+        data = file.read(KEY_FILE_BYTES_MAX + 1)
+    if len(data) > KEY_FILE_BYTES_MAX:
+        raise TrustError(f"{path}: too long for a key")
+    return data
 
 
-def load_signer(path: Path) -> FileSigner:
-    """Return the signer in a PEM file; raise TrustError for a bad mode or content."""
-    refuse_readable(path)
+def load_signer(path: Path) -> KeySigner:
+    """Return the signer in a PEM file; raise TrustError."""
+    data = read_private_bytes(path)
     try:
-        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"{path}: not a private key in PEM: {error}", "Restore it from backup, or make a new one.") from None
-    if not isinstance(private, Ed25519PrivateKey):
-        raise TrustError(f"{path}: not an Ed25519 key", "Data keys and receipt keys are Ed25519.")
-    return FileSigner(private)
+        private = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TrustError(f"{path}: not a PKCS#8 private key in PEM", "Is this the right file?") from error
+    if not isinstance(private, Ed25519PrivateKey | EllipticCurvePrivateKey) or not _ours(private.public_key()):
+        raise TrustError(f"{path}: neither Ed25519 nor P-256")
+    return KeySigner(private)
 
 
-def public_pem(spki_der: bytes) -> bytes:
-    """Return a public key as PEM."""
-    return load_public_der(spki_der).public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+def create_signer(path: Path) -> KeySigner:
+    """Make a new Ed25519 key at `path`, and its public half at `path` with suffix .pub; raise TrustError if there is one."""
+    private = Ed25519PrivateKey.generate()
+    write_private(path, private)
+    publish_file(path.with_suffix(".pub"), public_pem(private.public_key()))
+    return KeySigner(private)
 
 
-def load_public(path: Path) -> bytes:
-    """Return the SubjectPublicKeyInfo in a PEM file; raise TrustError."""
+def public_pem(public: PublicKey) -> bytes:
+    """Return SubjectPublicKeyInfo in PEM."""
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_public(path: Path) -> PublicKey:
+    """Return the public key in a PEM file; raise TrustError."""
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"{path}: not a public key in PEM: {error}", "Copy it again from where it was made.") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise TrustError(f"{path}: not an Ed25519 key", "Data keys and receipt keys are Ed25519.")
-    return spki(key)
-
-
-def load_public_der(spki_der: bytes) -> Ed25519PublicKey:
-    """Return the key; raise TrustError."""
-    try:
-        key = serialization.load_der_public_key(spki_der)
+        public = serialization.load_pem_public_key(path.read_bytes()[:KEY_FILE_BYTES_MAX])
+    except OSError as error:
+        raise TrustError(f"{path}: {error.strerror}", "Copy the receiver's public receipt key there.") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"not a public key: {error}") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise TrustError("not an Ed25519 public key")
-    return key
+        raise TrustError(f"{path}: not a public key in PEM") from error
+    if not isinstance(public, Ed25519PublicKey | EllipticCurvePublicKey) or not _ours(public):
+        raise TrustError(f"{path}: neither Ed25519 nor P-256")
+    return public
+
+
+def _ours(public: PublicKey) -> bool:
+    return isinstance(public, Ed25519PublicKey) or isinstance(public.curve, SECP256R1)
 
 
 # ---- statements ----
 
 
 @dataclass(frozen=True, slots=True)
-class KeyStatement:
-    """This key speaks for this stream, says the site."""
+class Statement:
+    """A parsed key statement. The new key's own signature was checked, the endorsement not (see KeyRing)."""
 
+    public: Ed25519PublicKey
     stream: str
-    spki: bytes
-    first_ordinal: int
+    first_generation: int
+    endorser: bytes  # key id
+
+    @property
+    def key_id(self) -> bytes:
+        """The name of the introduced key."""
+        return key_id(self.public)
 
 
-def make_statement(ca: FileSigner, statement: KeyStatement) -> bytes:
-    """Return the signed statement."""
-    return sign1(ca, encode_cbor({1: 1, 2: statement.stream, 3: statement.spki, 4: statement.first_ordinal}))
+def propose_statement(signer: KeySigner, stream: str, first_generation: int = 0) -> bytes:
+    """Return the new key's own COSE_Sign1: the half that the gateway makes."""
+    if not isinstance(signer.public, Ed25519PublicKey):
+        raise TrustError("a data key is Ed25519")
+    raw = signer.public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return sign1(signer, encode_cbor({0: _TYPE, 1: raw, 2: stream, 3: first_generation}))
 
 
-def read_statement(data: bytes, ca: KeyRing) -> KeyStatement:
-    """Return a statement signed by the site CA; raise CorruptError or SignatureError."""
-    if len(data) > STATEMENT_BYTES_MAX:
+def endorse_statement(authority: KeySigner, proposal: bytes) -> bytes:
+    """Return the whole statement, endorsed by the site CA or by the key before; raise CorruptError for a bad proposal."""
+    _parse_proposal(proposal)
+    return encode_cbor([proposal, sign1(authority, parse_sign1(proposal).payload)])
+
+
+def parse_proposal(proposal: bytes) -> Statement:
+    """Return what a proposal says, for a CA to look at; raise CorruptError or SignatureError."""
+    public, stream, first = _parse_proposal(proposal)
+    return Statement(public, stream, first, b"")
+
+
+def parse_statement(payload: bytes) -> Statement:
+    """Return the statement; raise CorruptError, or SignatureError if the new key did not sign it."""
+    if len(payload) > STATEMENT_BYTES_MAX:
         raise CorruptError("key statement is too long")
-    body = decode_cbor(parse_sign1(data).verified(ca))
-    match body:
-        case {1: 1, 2: str() as stream, 3: bytes() as public, 4: int() as ordinal} if len(body) == 4:  # noqa: PLR2004 -- all fields
-            try:
-                load_public_der(public)
-            except TrustError as error:
-                raise CorruptError(error.message) from None
-            return KeyStatement(stream, public, ordinal)
-    raise CorruptError("not a key statement")
+    match decode_cbor(payload):
+        case [bytes() as proposal, bytes() as endorsement]:
+            pass
+        case _:
+            raise CorruptError("key statement is not two COSE_Sign1 messages")
+    public, stream, first = _parse_proposal(proposal)
+    second = parse_sign1(endorsement)
+    if second.payload != parse_sign1(proposal).payload or second.key_id == key_id(public):
+        raise CorruptError("key statement is endorsed over something else, or by itself")
+    return Statement(public, stream, first, second.key_id)
 
+
+def _parse_proposal(proposal: bytes) -> tuple[Ed25519PublicKey, str, int]:
+    message = parse_sign1(proposal)
+    match decode_cbor(message.payload):
+        case {0: str() as kind, 1: bytes() as raw, 2: str() as stream, 3: int() as first, **rest} if not rest:
+            pass
+        case _:
+            raise CorruptError("key statement has the wrong fields")
+    good = kind == _TYPE and len(raw) == 32 and re.fullmatch(limits.ID_PATTERN, stream) and ".." not in stream  # noqa: PLR2004
+    if not good or type(first) is not int or not 0 <= first < 2**63:
+        raise CorruptError("key statement has a field out of range")
+    public = Ed25519PublicKey.from_public_bytes(raw)
+    if message.key_id != key_id(public):
+        raise SignatureError("key statement is not signed by the key it introduces")
+    verify_with(public, message.algorithm, message.to_be_signed, message.signature)
+    return public, stream, first
+
+
+def verify_with(public: PublicKey, algorithm: int, to_be_signed: bytes, signature: bytes) -> None:
+    """Return, or raise SignatureError."""
+    try:
+        if isinstance(public, Ed25519PublicKey) and algorithm == EDDSA:
+            public.verify(signature, to_be_signed)
+        elif isinstance(public, EllipticCurvePublicKey) and algorithm == ES256:
+            r, s = (int.from_bytes(signature[i : i + _COORDINATE_BYTES], "big") for i in (0, _COORDINATE_BYTES))
+            public.verify(encode_dss_signature(r, s), to_be_signed, ECDSA(hashes.SHA256()))
+        else:
+            raise SignatureError("algorithm does not fit the key")
+    except InvalidSignature:
+        message = f"wrong signature of key {key_id(public).hex()}"
+        raise SignatureError(message) from None
+
+
+# ---- who is believed ----
+
+
+@dataclass(frozen=True, slots=True)
+class LastGood:
+    """Up to here (inclusive) a revoked key is believed. generation 0: nothing it ever signed."""
+
+    generation: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    public: PublicKey
+    stream: str  # "": any (a receipt key, a CA)
+    first_generation: int
+
+
+class KeyRing:
+    """Public keys by name, what each may sign, and what was revoked. Implements buffer.cose.Verifier."""
+
+    def __init__(self, authorities: Iterable[PublicKey] = (), revoked: Mapping[bytes, LastGood] | None = None) -> None:
+        self._authorities = {key_id(x): x for x in authorities}
+        self._revoked: Mapping[bytes, LastGood] = revoked or {}
+        self._known: dict[bytes, _Known] = {}
+
+    def trust(self, public: PublicKey, stream: str = "") -> None:
+        """Believe this key because a person says so (a pinned receipt key, a public key on a command line)."""
+        self._known[key_id(public)] = _Known(public, stream, 0)
+
+    def revoke(self, revoked: Mapping[bytes, LastGood]) -> None:
+        """Replace the list of revocations."""
+        self._revoked = revoked
+
+    def knows(self, name: bytes) -> bool:
+        """Say whether a key of this name was introduced."""
+        return name in self._known
+
+    def introduce(self, payload: bytes) -> Statement:
+        """Believe the key of a statement; raise CorruptError, or SignatureError if nobody we trust endorsed it."""
+        statement = parse_statement(payload)
+        match decode_cbor(payload):
+            case [_, bytes() as endorsement]:
+                message = parse_sign1(endorsement)
+            case _:
+                raise CorruptError("key statement is not two COSE_Sign1 messages")
+        authority = self._authorities.get(statement.endorser) or self._predecessor(statement)
+        verify_with(authority, message.algorithm, message.to_be_signed, message.signature)
+        earlier = self._known.get(statement.key_id)
+        if earlier is not None and earlier.stream != statement.stream:
+            message_text = f"key {statement.key_id.hex()} already belongs to stream {earlier.stream}"
+            raise WrongStreamError(message_text)
+        self._known[statement.key_id] = _Known(statement.public, statement.stream, statement.first_generation)
+        return statement
+
+    def _predecessor(self, statement: Statement) -> PublicKey:
+        before = self._known.get(statement.endorser)
+        if before is None or before.stream != statement.stream:
+            message = f"key {statement.key_id.hex()} is endorsed by {statement.endorser.hex()}, neither our CA nor a key of this stream"
+            raise UnknownKeyError(message)
+        last_good = self._revoked.get(statement.endorser)
+        if last_good is not None and not 0 < statement.first_generation <= last_good.generation:
+            message = f"key {statement.key_id.hex()} is endorsed by a revoked key"
+            raise RevokedKeyError(message)
+        return before.public
+
+    def verify(self, key_id: bytes, algorithm: int, to_be_signed: bytes, signature: bytes) -> None:
+        """Return, or raise UnknownKeyError or SignatureError. What the key may sign is `admit`'s question."""
+        known = self._known.get(key_id)
+        if known is None:
+            message = f"key {key_id.hex()} is not known here"
+            raise UnknownKeyError(message)
+        verify_with(known.public, algorithm, to_be_signed, signature)
+
+    def admit(self, frame: Frame) -> None:
+        """Return if the frame is signed by a key that may sign it; raise a SignatureError of the kind that fits."""
+        frame.verified(self)
+        name, known = frame.sign1.key_id, self._known[frame.sign1.key_id]
+        m = frame.manifest
+        if known.stream not in ("", m.stream):
+            message = f"key {name.hex()} belongs to stream {known.stream}, not {m.stream}"
+            raise WrongStreamError(message)
+        if m.kind == FrameKind.OBJECT:
+            if name in self._revoked and m.object_type != ObjectType.TAG_TABLE:
+                raise RevokedKeyError(f"key {name.hex()} is revoked")
+            return
+        if m.generation < known.first_generation:
+            message = f"key {name.hex()} may sign from generation {format_generation(known.first_generation)} on"
+            raise WrongStreamError(message)
+        last_good = self._revoked.get(name)
+        if last_good is not None and not _was_good(m, last_good):
+            message = f"key {name.hex()} is revoked; last good reading {format_generation(last_good.generation)} seq {last_good.seq}"
+            raise RevokedKeyError(message)
+
+
+def _was_good(m: Manifest, last_good: LastGood) -> bool:
+    return last_good.generation > 0 and (m.generation, m.end_seq - 1) <= (last_good.generation, last_good.seq)

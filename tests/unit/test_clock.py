@@ -72,7 +72,12 @@ def test_an_untrusted_gateway_clock_judges_nobody_and_says_so_where_it_was_used(
     assert got.flags.tolist() == [0, Flag.CLOCK_UNTRUSTED]
 
 
-@given(st.lists(st.one_of(st.just(NO_TIME), st.integers(-(2**62), 2**62)), max_size=20), st.booleans(), st.booleans(), st.sampled_from(["source", "gateway"]))
+@given(
+    st.lists(st.one_of(st.just(NO_TIME), st.integers(-(2**62), 2**62)), max_size=20),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["source", "gateway"]),
+)
 def test_vectorised_equals_one_by_one(values: list[int], initial: bool, trusted: bool, use: str) -> None:
     policy = Clock(use, 5 * SECOND)
     whole = stamp(times(*values), initial, NOW, NOW - SECOND, trusted, policy)

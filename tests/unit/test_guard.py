@@ -26,7 +26,9 @@ def test_every_16_bit_encoding_id_not_on_the_list_is_refused() -> None:
     assert passed == set(guard.OPCUA_SERVICES)
 
 
-@pytest.mark.parametrize("body", [b"", b"\x01", b"\x01\x00\x77", b"\x00\x77", b"\x01\x01\x77\x02", b"\x02\x00\x00\x77\x02\x00\x00", b"\x03\x00\x00\x77"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\x01", b"\x01\x00\x77", b"\x00\x77", b"\x01\x01\x77\x02", b"\x02\x00\x00\x77\x02\x00\x00", b"\x03\x00\x00\x77"]
+)
 def test_other_encodings_of_an_allowed_id_are_refused(body: bytes) -> None:
     with pytest.raises(WriteRefused):
         guard.check_opcua_body(body)

@@ -1,0 +1,166 @@
+"""Answers of an OPC UA server, from bytes. Pure; never believes a length (OPC 10000-6 1.05 section 5.2, OPC 10000-4 1.05 section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from buffer.errors import CorruptError
+from gateway.collect.opcua.decode import Items, decode_items, join_items, ticks_to_ns
+from gateway.collect.opcua.reader import I32, I64, Reader
+from gateway.collect.opcua.variant import read_diagnostics, read_node_id
+from gateway.errors import PlantError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Structure = Callable[[str, bytes], object] | None
+
+PUBLISH_RESPONSE, REPUBLISH_RESPONSE, READ_RESPONSE, HISTORY_READ_RESPONSE, SERVICE_FAULT = 829, 835, 634, 667, 397
+ITEMS_MAX: Final = 1_000_000  # in one message: a hundred times what is asked for (MaxNotificationsPerPublish)
+
+_DATA_CHANGE, _STATUS_CHANGE, _HISTORY_DATA = "i=811", "i=820", "i=658"
+_BAD: Final = 0x8000_0000  # severity bit of a StatusCode (OPC 10000-4, 7.39)
+
+
+class ServiceFault(PlantError):
+    """The server answered a request with a bad status."""
+
+    def __init__(self, status: int, context: str) -> None:
+        super().__init__(f"{context}: the server answered 0x{status:08X}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One NotificationMessage, its items not yet decoded. changes: where each DataChangeNotification lies; status: of a StatusChange."""
+
+    sequence: int  # of this message; of the next one if there is no notification (keep-alive)
+    publish_time_ns: int
+    keep_alive: bool
+    status: int | None
+    changes: tuple[tuple[int, int], ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PublishAnswer:
+    """One PublishResponse."""
+
+    subscription: int
+    available: tuple[int, ...]  # what the server still holds for Republish
+    more: bool
+    message: Message
+    results: tuple[int, ...]  # one StatusCode per acknowledgement sent
+
+
+# ---- envelopes ----
+
+
+def _response(data: bytes, wanted: int, context: str) -> Reader:
+    """Return a reader behind the response header; raise ServiceFault or CorruptError."""
+    reader = Reader(data, 0, len(data))
+    kind = read_node_id(reader)
+    reader.skip(12)  # time, request handle
+    result = reader.u32()
+    read_diagnostics(reader)
+    for _ in range(reader.count()):
+        reader.text()
+    _skip_structure(reader)
+    if result & _BAD or kind == f"i={SERVICE_FAULT}":
+        raise ServiceFault(result, context)
+    if kind != f"i={wanted}":
+        message = f"{context}: answer of type {kind}"
+        raise CorruptError(message)
+    return reader
+
+
+def _skip_structure(reader: Reader) -> tuple[str, int, int]:
+    """Move over an ExtensionObject; return its type and where its body lies."""
+    kind = read_node_id(reader)
+    if not reader.byte():
+        return kind, reader.at, reader.at
+    size = max(int(reader.number(I32)), 0)
+    at = reader.skip(size)
+    return kind, at, at + size
+
+
+def _numbers(reader: Reader) -> tuple[int, ...]:
+    return tuple(reader.u32() for _ in range(reader.count()))
+
+
+def _message(reader: Reader) -> Message:
+    sequence = reader.u32()
+    published = ticks_to_ns(int(reader.number(I64)))
+    changes: list[tuple[int, int]] = []
+    status = None
+    notifications = reader.count()
+    for _ in range(notifications):
+        kind, at, end = _skip_structure(reader)
+        if kind == _DATA_CHANGE:
+            changes.append((at, end))
+        elif kind == _STATUS_CHANGE:
+            status = Reader(reader.data, at, end).u32()
+    return Message(sequence, published, notifications == 0, status, tuple(changes), reader.data)
+
+
+def parse_publish(data: bytes) -> PublishAnswer:
+    """Return a PublishResponse; raise ServiceFault or CorruptError. Items are decoded by `decode_message`."""
+    reader = _response(data, PUBLISH_RESPONSE, "Publish")
+    subscription = reader.u32()
+    available = _numbers(reader)
+    more = bool(reader.byte())
+    message = _message(reader)
+    return PublishAnswer(subscription, available, more, message, _numbers(reader))
+
+
+def parse_republish(data: bytes) -> Message:
+    """Return the message of a RepublishResponse; raise ServiceFault or CorruptError."""
+    return _message(_response(data, REPUBLISH_RESPONSE, "Republish"))
+
+
+def decode_message(message: Message, structure: Structure = None) -> Items:
+    """Return the items of a message; raise CorruptError."""
+    parts = []
+    for at, end in message.changes:
+        reader = Reader(message.data, at, end)
+        count = _item_count(reader)
+        parts.append(decode_items(message.data, reader.at, end, count, 4, structure)[0])
+    return parts[0] if len(parts) == 1 else join_items(parts)
+
+
+def decode_read(data: bytes, structure: Structure = None) -> Items:
+    """Return the values of a ReadResponse in the order of the request; raise ServiceFault or CorruptError."""
+    reader = _response(data, READ_RESPONSE, "Read")
+    count = _item_count(reader)
+    return decode_items(data, reader.at, len(data), count, 0, structure)[0]
+
+
+class History(NamedTuple):
+    """One HistoryReadResult. point: continuation point, b"" at the end."""
+
+    status: int
+    point: bytes
+    items: Items
+
+
+def decode_history(data: bytes, structure: Structure = None) -> list[History]:
+    """Return the results of a HistoryReadResponse in the order of the request; raise ServiceFault or CorruptError."""
+    reader = _response(data, HISTORY_READ_RESPONSE, "HistoryRead")
+    results = []
+    for _ in range(reader.count()):
+        status = reader.u32()
+        point = reader.blob() or b""
+        kind, at, end = _skip_structure(reader)
+        body = Reader(data, at, end)
+        count = _item_count(body) if kind == _HISTORY_DATA else 0
+        results.append(History(status, point, decode_items(data, body.at, end, count, 0, structure)[0]))
+    return results
+
+
+def _item_count(reader: Reader) -> int:
+    count = reader.count()
+    if count > ITEMS_MAX:
+        message = f"{count} items in one message"
+        raise CorruptError(message)
+    return count

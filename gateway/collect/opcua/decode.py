@@ -1,0 +1,302 @@
+"""DataValues of an OPC UA server -> columns. Pure; never believes a length (OPC 10000-6 1.05, section 5.2.2.17).
+
+A notification holds many (client handle, DataValue), an answer to Read many DataValues. Four shapes, fastest first:
+
+* a run of items with equal mask and type of fixed size: verified and copied by numpy in one step (servers report in the order of
+  creation, so items created sorted by type make long runs),
+* single items of fixed size: one step of Python each to find them, then gathered per shape by numpy,
+* a String, ByteString or XmlElement: by hand,
+* everything else: gateway.collect.opcua.variant.
+
+Times are ns since 1970 UTC, NO_TIME where absent or beyond what 64 bits hold; the source's time, else the server's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from buffer.errors import CorruptError
+from buffer.types import UNCERTAIN, Flag, Kind
+from gateway.collect.clock import NO_TIME
+from gateway.collect.opcua.reader import I64, U16, Reader
+from gateway.collect.opcua.variant import MICROSECONDS_1601, TICKS_1970, Value, blob_value, read_value, text_value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Structure = Callable[[str, bytes], object] | None
+
+_VALUE, _STATUS, _SOURCE, _SERVER, _SOURCE_PICO, _SERVER_PICO, _RESERVED = 1, 2, 4, 8, 16, 32, 0xC0
+_RUN_MIN: Final = 16  # items ahead that must look alike before numpy is asked: below that a step of Python is cheaper
+_RUN_CHUNK: Final = 1024  # items verified at once: bounds the work a hostile order of types can cause
+_GATHER_CHUNK: Final = 4096  # single items gathered at once: bounds the index array to about a megabyte
+_OVERFLOW_MASK, _OVERFLOW = np.uint32(0x0C80), np.uint32(0x0480)  # InfoType DataValue and bit Overflow
+_SEVERITY_SHIFT: Final = 30
+
+# built-in type -> numpy type on the wire, kind
+_FIXED: Final[dict[int, tuple[str, Kind]]] = {
+    0: ("", Kind.NULL),
+    1: ("u1", Kind.BOOL),
+    2: ("i1", Kind.INT64),
+    3: ("u1", Kind.INT64),
+    4: ("<i2", Kind.INT64),
+    5: ("<u2", Kind.INT64),
+    6: ("<i4", Kind.INT64),
+    7: ("<u4", Kind.INT64),
+    8: ("<i8", Kind.INT64),
+    9: ("<u8", Kind.UINT64),
+    10: ("<f4", Kind.DOUBLE),
+    11: ("<f8", Kind.DOUBLE),
+    13: ("<i8", Kind.INT64),
+    19: ("<u4", Kind.INT64),
+}
+_BEHIND_VALUE: Final = (  # mask bit, field, numpy type: the order on the wire
+    (_STATUS, "status", "<u4"),
+    (_SOURCE, "source", "<i8"),
+    (_SOURCE_PICO, "source_pico", "<u2"),
+    (_SERVER, "server", "<i8"),
+    (_SERVER_PICO, "server_pico", "<u2"),
+)
+_DATETIME, _STRINGS, _BYTESTRING = 13, (12, 15, 16), 15
+_TICKS_MIN, _TICKS_MAX = TICKS_1970 + -(2**63) // 100 + 1, TICKS_1970 + 2**63 // 100 - 1  # what int64 nanoseconds hold
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """n values in the order of the message. For TEXT and BYTES `values` holds the index into texts."""
+
+    handle: NDArray[np.uint32]  # client handle; the row itself where the message has none
+    kind: NDArray[np.uint8]
+    values: NDArray[np.uint64]
+    quality: NDArray[np.uint32]
+    flags: NDArray[np.uint16]  # OVERFLOW, CUT, TEXT_REPAIRED
+    source_ns: NDArray[np.int64]
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.handle)
+
+
+class _Shape(NamedTuple):
+    """All items with one mask, one variant encoding and one width of handle, where their size is fixed."""
+
+    dtype: np.dtype[Any]
+    size: int
+    kind: Kind
+    number: int
+
+
+# width of handle -> mask << 8 | encoding -> shape; at most 65,536 each, as many as two bytes can say
+_SHAPES: Final[dict[int, dict[int, _Shape | None]]] = {0: {}, 4: {}}
+
+
+def _make_shape(width: int, mask: int, encoding: int) -> _Shape | None:
+    if mask & _RESERVED or (mask & _VALUE and encoding not in _FIXED):
+        return None
+    number = encoding if mask & _VALUE else 0
+    wire, kind = _FIXED[number]
+    fields = [("handle", "<u4")] if width else []
+    fields += [("mask", "u1")]
+    fields += [("encoding", "u1")] if mask & _VALUE else []
+    fields += [("value", wire)] if wire else []
+    fields += [(name, form) for bit, name, form in _BEHIND_VALUE if mask & bit]
+    dtype = np.dtype(fields)
+    return _Shape(dtype, dtype.itemsize, kind, number)
+
+
+class _Odd(NamedTuple):
+    """One item that has no fixed size."""
+
+    row: int
+    handle: int
+    value: Value
+    quality: int
+    source_ns: int
+
+
+class _Found(NamedTuple):
+    """Where the items of one message lie."""
+
+    runs: list[tuple[_Shape, int, int, int]]  # shape, row, offset, length
+    singles: dict[int, tuple[_Shape, list[int], list[int]]]  # mask << 8 | encoding -> shape, rows, offsets
+    odd: list[_Odd]
+
+
+def decode_items(data: bytes, at: int, end: int, count: int, width: int, structure: Structure = None) -> tuple[Items, int]:
+    """Return `count` DataValues from data[at:end] and the offset behind them; raise CorruptError.
+
+    width: 4 where a client handle stands before each DataValue, 0 where none does.
+    """
+    if not 0 <= at <= end <= len(data) or count * (width + 1) > end - at:
+        raise CorruptError("more items than bytes", offset=at)
+    found = _Found([], {}, [])
+    shapes = _SHAPES[width]
+    row = 0
+    while row < count:
+        if at + width >= end:
+            raise CorruptError("the message ends inside an item", offset=at)
+        mask = data[at + width]
+        encoding = data[at + width + 1] if mask & _VALUE and at + width + 1 < end else 0
+        key = mask << 8 | encoding
+        if key not in shapes:
+            shapes[key] = _make_shape(width, mask, encoding)
+        shape = shapes[key]
+        if shape is None:
+            item, at = _odd_item(data, at, end, row, width, structure)
+            found.odd.append(item)
+            row += 1
+            continue
+        size = shape.size
+        if size > end - at:
+            raise CorruptError("the message ends inside an item", offset=at)
+        ahead = at + _RUN_MIN * size + width
+        if row + _RUN_MIN < count and ahead + 1 < end and data[ahead] == mask and (not mask & _VALUE or data[ahead + 1] == encoding):
+            length = _run_length(data, at, min(count - row, (end - at) // size, _RUN_CHUNK), shape, key)
+            found.runs.append((shape, row, at, length))
+        else:
+            length = 1
+            if key not in found.singles:
+                found.singles[key] = (shape, [], [])
+            found.singles[key][1].append(row)
+            found.singles[key][2].append(at)
+        row += length
+        at += length * size
+    return _assemble(data, count, width, found), at
+
+
+def _run_length(data: bytes, at: int, most: int, shape: _Shape, key: int) -> int:
+    rows = np.frombuffer(data, shape.dtype, most, at)
+    other = rows["mask"] != key >> 8
+    if key >> 8 & _VALUE:
+        other |= rows["encoding"] != key & 0xFF
+    first = int(other.argmax())
+    return first if other[first] else most
+
+
+def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: Structure) -> tuple[_Odd, int]:
+    """Read one item of any shape."""
+    reader = Reader(data, at, end, structure)
+    handle = reader.u32() if width else row
+    mask = reader.byte()
+    if mask & _RESERVED:
+        raise CorruptError("a DataValue uses bits that no release of OPC UA defines", offset=at)
+    value = Value(Kind.NULL, 0, 0)
+    if mask & _VALUE:
+        encoding = data[reader.at] if reader.at < end else 0
+        if encoding in _STRINGS:
+            reader.skip(1)
+            value = blob_value(reader.blob()) if encoding == _BYTESTRING else text_value(reader.text(), reader)
+        else:
+            value = read_value(reader)
+    quality = reader.u32() if mask & _STATUS else 0
+    source_ns = NO_TIME
+    for time, pico in ((_SOURCE, _SOURCE_PICO), (_SERVER, _SERVER_PICO)):
+        stamp = ticks_to_ns(int(reader.number(I64))) if mask & time else NO_TIME
+        tens = reader.number(U16) if mask & pico else 0
+        if source_ns == NO_TIME and stamp != NO_TIME:
+            source_ns = stamp + min(tens, 9999) // 100
+    return _Odd(row, handle, value, quality, source_ns), reader.at
+
+
+def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
+    items = _blank(count)
+    for shape, row, at, length in found.runs:
+        _store(items, slice(row, row + length), np.frombuffer(data, shape.dtype, length, at), shape, width)
+    whole = np.frombuffer(data, np.uint8)
+    for shape, rows, offsets in found.singles.values():
+        for first in range(0, len(rows), _GATHER_CHUNK):
+            index = np.asarray(offsets[first : first + _GATHER_CHUNK])[:, None] + np.arange(shape.size)
+            _store(items, np.asarray(rows[first : first + _GATHER_CHUNK]), whole[index].view(shape.dtype)[:, 0], shape, width)
+    texts: list[str] = []
+    for one in found.odd:
+        kind, value, flags = one.value
+        quality = one.quality
+        if flags & Flag.TEXT_REPAIRED and not quality >> _SEVERITY_SHIFT:
+            quality |= UNCERTAIN
+        items.handle[one.row], items.kind[one.row], items.quality[one.row] = one.handle, kind, quality
+        items.flags[one.row], items.source_ns[one.row] = flags, one.source_ns
+        items.values[one.row] = len(texts) if isinstance(value, str) else value
+        if isinstance(value, str):
+            texts.append(value)
+    overflow = (items.quality & _OVERFLOW_MASK) == _OVERFLOW
+    items.flags[overflow] |= np.uint16(Flag.OVERFLOW)
+    return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts))
+
+
+def _blank(count: int) -> Items:
+    return Items(
+        np.arange(count, dtype=np.uint32),
+        np.empty(count, np.uint8),
+        np.zeros(count, np.uint64),
+        np.zeros(count, np.uint32),
+        np.zeros(count, np.uint16),
+        np.full(count, NO_TIME, np.int64),
+        (),
+    )
+
+
+def _store(items: Items, at: slice | NDArray[np.int64], rows: NDArray[Any], shape: _Shape, width: int) -> None:
+    """Copy structured rows of one shape into the columns."""
+    names = shape.dtype.names or ()
+    if width:
+        items.handle[at] = rows["handle"]
+    items.kind[at] = shape.kind
+    if "value" in names:
+        items.values[at] = _bits(rows["value"], shape)
+    if "status" in names:
+        items.quality[at] = rows["status"]
+    if "source" in names:
+        items.source_ns[at] = _times(rows, "source", names)
+    elif "server" in names:
+        items.source_ns[at] = _times(rows, "server", names)
+    if "source" in names and "server" in names:
+        lacking = np.flatnonzero(items.source_ns[at] == NO_TIME)
+        if len(lacking):
+            place = np.arange(at.start, at.stop)[lacking] if isinstance(at, slice) else at[lacking]
+            items.source_ns[place] = _times(rows[lacking], "server", names)
+
+
+def _bits(values: NDArray[Any], shape: _Shape) -> NDArray[np.uint64]:
+    wide: NDArray[Any]
+    if shape.kind == Kind.DOUBLE:
+        wide = values.astype(np.float64)
+    elif shape.kind == Kind.BOOL:
+        wide = (values != 0).astype(np.uint64)
+    elif shape.number == _DATETIME:
+        wide = values // 10 + np.int64(MICROSECONDS_1601)
+    else:
+        wide = values.astype(np.int64 if values.dtype.kind == "i" else np.uint64)
+    return wide.view(np.uint64)
+
+
+def _times(rows: NDArray[Any], name: str, names: tuple[str, ...]) -> NDArray[np.int64]:
+    ticks = rows[name]
+    ns = (ticks - TICKS_1970) * 100
+    if f"{name}_pico" in names:
+        ns += np.minimum(rows[f"{name}_pico"], 9999).astype(np.int64) // 100
+    ns[(ticks <= _TICKS_MIN) | (ticks >= _TICKS_MAX)] = NO_TIME
+    return np.asarray(ns, np.int64)
+
+
+def ticks_to_ns(ticks: int) -> int:
+    """Return ns since 1970 of 100 ns ticks since 1601; NO_TIME where 64 bits cannot hold it (0 and "max" mean "no time" anyway)."""
+    return NO_TIME if ticks <= _TICKS_MIN or ticks >= _TICKS_MAX else (ticks - TICKS_1970) * 100
+
+
+def join_items(parts: list[Items]) -> Items:
+    if not parts:
+        return _blank(0)
+    values: list[NDArray[np.uint64]] = []
+    texts: list[str] = []
+    for part in parts:
+        is_text = (part.kind == Kind.TEXT) | (part.kind == Kind.BYTES)
+        values.append(part.values + np.uint64(len(texts)) * is_text.astype(np.uint64))
+        texts.extend(part.texts)
+    names = ("handle", "kind", "quality", "flags", "source_ns")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Items(values=np.concatenate(values), texts=tuple(texts), **joined)

@@ -120,7 +120,8 @@ def test_certificate_counts_one_hour_and_survives_a_restart() -> None:
     assert later.certificate(3 * S + 3600 * S).requests == 0
 
 
-JUNK = st.recursive(st.none() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=5)
+SCALARS = st.none() | st.integers() | st.floats() | st.text()
+JUNK = st.recursive(SCALARS, lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=5)
 
 
 @given(JUNK)

@@ -74,7 +74,6 @@ def load_site(path: Path) -> s.SiteSettings:
         tls_certificate=base / file.tls.certificate,
         tls_key=base / file.tls.key,
         gateways_ca=base / file.tls.gateways_ca,
-        statement_key=base / file.tls.statement_key,
         revoked=base / file.tls.revoked if file.tls.revoked else None,
         gateways=tuple(
             s.GatewayPolicy(g.id, g.site, tuple(g.streams or [f"{g.id}.*"]), g.silence, g.rate) for g in file.gateway

@@ -210,7 +210,6 @@ class _Tls(_Table):
     certificate: str = "pki/receiver.crt"
     key: str = "pki/receiver.key"
     gateways_ca: str = "pki/gateways-ca.crt"
-    statement_key: str = "pki/statement.pub"
     revoked: str = ""
 
 

@@ -206,8 +206,7 @@ class SiteSettings:
     receipt_key: Path
     tls_certificate: Path
     tls_key: Path
-    gateways_ca: Path  # CA of client certificates, PEM
-    statement_key: Path  # public key that signs key statements, PEM
+    gateways_ca: Path  # CA of client certificates and of key statements, PEM
     revoked: Path | None
     gateways: tuple[GatewayPolicy, ...]
     sinks: tuple[SinkSettings, ...]

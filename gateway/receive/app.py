@@ -21,12 +21,12 @@ from buffer.errors import CorruptError, SignatureError, StorageFault
 from buffer.frame import parse_frame, parse_frames
 from buffer.manifest import FrameKind, ObjectType
 from gateway.errors import TrustError
-from gateway.landing import BACKFILL, LIVE
-from gateway.receive.accept import Run, link
+from gateway.receive.accept import link
 from gateway.trust.certs import identify_client
-from gateway.trust.keys import KeyRing, read_statement
+from gateway.trust.keys import KeyRing, RevokedKeyError, UnknownKeyError, WrongStreamError
 from gateway.wire import request as wire
-from gateway.wire.receipt import Reason, Receipt, Verdict, encode_receipt
+from gateway.wire.receipt import NO_CHAIN, Ends, Receipt, Refusal, Verdict, encode_receipt
+from gateway.wire.request import FramesTarget, ObjectTarget
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from gateway.receive.landing import Landed, Landing
     from gateway.runtime import Runtime
     from gateway.settings import GatewayPolicy
-    from gateway.wire.request import FramesRequest
 
 BODY_SECONDS_MAX: Final = 120  # 8 MiB at 0.6 Mbit/s
 CONNECTIONS_MAX: Final = 256
@@ -63,7 +62,7 @@ class Receiver:
         runtime: Runtime,
         policies: tuple[GatewayPolicy, ...],
         signer: Signer,
-        statement_keys: KeyRing,
+        keys: KeyRing,
         open_landing: Callable[[str], Landing],
         free_bytes: Callable[[], int],
         min_free_bytes: int,
@@ -72,12 +71,11 @@ class Receiver:
         self._runtime = runtime
         self._policies = {policy.id: policy for policy in policies}
         self._signer = signer
-        self._statement_keys = statement_keys
         self._open_landing = open_landing
         self._free_bytes = free_bytes
         self._min_free_bytes = min_free_bytes
         self._revoked = revoked
-        self.keys = KeyRing()
+        self.keys = keys
         self.doors: dict[str, StreamDoor] = {}
 
     def application(self) -> web.Application:
@@ -141,12 +139,14 @@ class Receiver:
     # ---- frames ----
 
     async def _frames(self, request: web.Request, policy: GatewayPolicy) -> web.Response:
-        wanted = wire.parse_target(request.path, request.query_string)
+        wanted = wire.parse_target(request.path_qs)
+        if not isinstance(wanted, FramesTarget):
+            raise CorruptError("not a path of frames")
         if not _allowed(policy, wanted.stream):
-            return self._refuse(wanted, Reason.STREAM)
+            return self._refuse(wanted, Refusal.WRONG_STREAM)
         door = self.door(wanted.stream)
-        if wanted.chain:
-            return self._offer(door, wanted)
+        if wanted.chain is not None and not request.content_length:
+            return self._offer(door, wanted, wanted.chain)
         body = await self._body(request)
         if self._free_bytes() < self._min_free_bytes:
             return web.Response(status=503, text="below min_free: the receiver keeps the rest of its disk")
@@ -157,7 +157,7 @@ class Receiver:
         response: web.Response = await self._runtime.offload(action)
         return response
 
-    def _land(self, door: StreamDoor, wanted: FramesRequest, body: bytes) -> web.Response:
+    def _land(self, door: StreamDoor, wanted: FramesTarget, body: bytes) -> web.Response:
         try:
             frames = list(parse_frames(body))
             run = link(frames)
@@ -165,75 +165,63 @@ class Receiver:
                 raise CorruptError("frames are not those the path names")
         except CorruptError as error:
             log.warning("refused frames", extra={"data": {"stream": wanted.stream, "why": str(error)}})
-            return self._refuse(wanted, Reason.FORMAT)
-        missing = self._missing(door.landing, run, frames)
-        if missing:
-            return web.Response(status=wire.OBJECTS_MISSING, text=missing)
+            return self._refuse(wanted, Refusal.NOT_A_FRAME)
         try:
+            unknown = [frame.sign1.key_id for frame in frames if not self.keys.knows(frame.sign1.key_id)]
+            tables = [table for table in run.tag_tables if not door.landing.has_object(table)]
+            if unknown or tables:
+                return web.Response(status=wire.MISSING_OBJECTS, body=wire.format_missing(tables, unknown[:1]))
             for frame in frames:
-                frame.verified(self.keys)
+                self.keys.admit(frame)
         except SignatureError as error:
             log.error("refused frames", extra={"data": {"stream": wanted.stream, "why": str(error)}})  # noqa: TRY400
-            return self._refuse(wanted, Reason.SIGNATURE)
-        lane = BACKFILL if wanted.lane == wire.BACKFILL else LIVE
-        landed = door.landing.land(run, frames, lane, wanted.landing, self._runtime.wall_ns())
+            return self._refuse(wanted, _refusal(error))
+        landed = door.landing.land(run, frames, wanted.lane, wanted.landing, self._runtime.wall_ns())
         return self._receipt(wanted, landed, run.chain_after)
 
-    def _missing(self, landing: Landing, run: Run, frames: list[Frame]) -> str:
-        for frame in frames:
-            key = frame.sign1.key_id
-            if key not in self.keys:
-                return f"key statement of {key.hex()}"
-            if self.keys.streams[key] != run.stream:
-                return f"key statement of {key.hex()} for stream {run.stream}"
-        return next((f"tag table {t.hex()}" for t in run.tag_tables if not landing.has_object(t)), "")
-
-    def _offer(self, door: StreamDoor, wanted: FramesRequest) -> web.Response:
-        if not door.landing.offered(wanted.generation, wanted.first, wanted.last, wanted.chain):
+    def _offer(self, door: StreamDoor, wanted: FramesTarget, chain: bytes) -> web.Response:
+        if not door.landing.offered(wanted.generation, wanted.first, wanted.last, chain):
             return web.Response(status=wire.NOT_HELD)
-        return self._receipt(wanted, door.landing.answer(Verdict.DUPLICATE, wanted.landing), wanted.chain)
+        return self._receipt(wanted, door.landing.answer(Verdict.DUPLICATE, wanted.landing), chain)
 
-    def _receipt(self, wanted: FramesRequest, landed: Landed, chain: bytes) -> web.Response:
+    def _receipt(self, wanted: FramesTarget, landed: Landed, chain: bytes) -> web.Response:
         receipt = Receipt(
-            landed.verdict, wanted.stream, wanted.generation, wanted.first, wanted.last, chain, landed.landing, landed.number, landed.highest,
-            landed.since, wanted.landing, time_ns=self._runtime.wall_ns(),
+            landed.verdict, wanted.stream, wanted.generation, wanted.first, wanted.last, chain, landed.landing, landed.ends, wanted.landing,
+            self._runtime.wall_ns(), landed.number, landed.since,
         )  # fmt: skip
-        return web.Response(body=encode_receipt(self._signer, receipt), content_type="application/cose")
+        return web.Response(body=encode_receipt(self._signer, receipt), content_type=wire.RECEIPT_TYPE)
 
-    def _refuse(self, wanted: FramesRequest, reason: Reason) -> web.Response:
-        landed_at = self.doors[wanted.stream].landing.index.landing if wanted.stream in self.doors else 0
+    def _refuse(self, wanted: FramesTarget, reason: Refusal) -> web.Response:
+        landing = self.doors[wanted.stream].landing.index.landing if wanted.stream in self.doors else wanted.landing
+        since = None if landing == wanted.landing else Ends(2**62, 2**62)
         receipt = Receipt(
-            Verdict.REFUSED, wanted.stream, wanted.generation, wanted.first, wanted.last, wanted.chain or bytes(32), landed_at, None, (0, 0),
-            (2**62, 2**62), wanted.landing, reason, self._runtime.wall_ns(),
+            Verdict.REFUSED, wanted.stream, wanted.generation, wanted.first, wanted.last, NO_CHAIN, landing, Ends(), wanted.landing,
+            self._runtime.wall_ns(), since=since, reason=reason,
         )  # fmt: skip
-        return web.Response(body=encode_receipt(self._signer, receipt), content_type="application/cose")
+        return web.Response(body=encode_receipt(self._signer, receipt), content_type=wire.RECEIPT_TYPE)
 
     # ---- objects and advisory status ----
 
     async def _object(self, request: web.Request, policy: GatewayPolicy) -> web.Response:
-        digest = wire.parse_object_path(request.path)
+        target = wire.parse_target(request.path_qs)
         frame = parse_frame(await self._body(request))
         m = frame.manifest
-        if m.kind != FrameKind.OBJECT or m.payload_sha256 != digest or not _allowed(policy, m.stream):
-            raise CorruptError("not the object the path names, or not of a stream of this gateway")
+        if not isinstance(target, ObjectTarget) or (m.kind, m.payload_sha256, m.stream) != (FrameKind.OBJECT, target.digest, target.stream):
+            raise CorruptError("not the object the path names")
+        if not _allowed(policy, m.stream):
+            raise TrustError(f"gateway {policy.id} may not send stream {m.stream}")
         if m.object_type == ObjectType.KEY_STATEMENT:
-            self._learn(frame)
-        frame.verified(self.keys)
+            self.keys.introduce(bytes(frame.payload))
+        self.keys.admit(frame)
         door = self.door(m.stream)
         async with door.lock:
             await self._runtime.offload(lambda: door.landing.store_object(frame))
-        return web.Response(status=204)
-
-    def _learn(self, frame: Frame) -> None:
-        statement = read_statement(bytes(frame.payload), self._statement_keys)
-        if statement.stream != frame.manifest.stream:
-            raise SignatureError("key statement is for another stream")
-        self.keys.add(statement.spki, statement.stream)
+        return web.Response(status=wire.NO_CONTENT)
 
     def learn_stored(self, frame: Frame) -> None:
         """Trust the key of a statement that stands in the landing already (at start)."""
         if frame.manifest.object_type == ObjectType.KEY_STATEMENT:
-            self._learn(frame)
+            self.keys.introduce(bytes(frame.payload))
 
     async def _status(self, request: web.Request, policy: GatewayPolicy) -> web.Response:
         body = await self._body(request)
@@ -246,7 +234,15 @@ class Receiver:
         for stream, door in self.doors.items():
             if _allowed(policy, stream) and isinstance(advisory, dict):
                 door.advisory = advisory
-        return web.Response(status=204)
+        return web.Response(status=wire.NO_CONTENT)
+
+
+def _refusal(error: SignatureError) -> Refusal:
+    if isinstance(error, RevokedKeyError):
+        return Refusal.REVOKED_KEY
+    if isinstance(error, WrongStreamError):
+        return Refusal.WRONG_STREAM
+    return Refusal.UNTRUSTED_STATEMENT if isinstance(error, UnknownKeyError) else Refusal.NOT_A_FRAME
 
 
 def _allowed(policy: GatewayPolicy, stream: str) -> bool:

@@ -13,7 +13,8 @@ from buffer.layout import DurableMark, SegmentName
 from buffer.manifest import FrameKind
 from gateway.landing import LandingIndex, Opening, Record, encode_entry, index_name, parse_entries, parse_index_name, since
 from gateway.receive.accept import Decision, Held, Run
-from gateway.wire.receipt import Verdict
+from gateway.wire.receipt import Ends, Verdict
+from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from buffer.frame import Frame
     from buffer.storage import Storage
 
+LANES: Final = (Lane.LIVE, Lane.BACKFILL)
 CONFLICTS_MAX: Final = 1_000  # bodies kept apart per stream: 8 GB at the worst; more are counted and alarmed
 
 log = logging.getLogger(__name__)
@@ -40,10 +42,10 @@ class Landed:
     """The outcome of one request, everything a receipt says."""
 
     verdict: Verdict
-    number: int | None
+    number: tuple[Lane, int] | None
     landing: int
-    highest: tuple[int, int]
-    since: tuple[int, int]
+    ends: Ends
+    since: Ends | None  # None where `asked` is the landing generation that answers
 
 
 class Landing:
@@ -121,15 +123,16 @@ class Landing:
 
     # ---- frames ----
 
-    def answer(self, verdict: Verdict, asked: int, number: int | None = None) -> Landed:
+    def answer(self, verdict: Verdict, asked: int, number: tuple[Lane, int] | None = None) -> Landed:
         """Return the outcome with what a receipt says of the landing."""
-        return Landed(verdict, number, self.index.landing, self.index.highest(), since(self.index.openings, asked))
+        changed = None if asked == self.index.landing else Ends(*since(self.index.openings, asked))
+        return Landed(verdict, number, self.index.landing, Ends(*self.index.highest()), changed)
 
     def offered(self, generation: int, first: int, last: int, chain: bytes) -> bool:
         """Say whether these blocks are held, with this chain."""
         return self.held.offered(self.stream, generation, first, last, chain)
 
-    def land(self, run: Run, frames: Sequence[Frame], lane: int, asked: int, now_ns: int) -> Landed:
+    def land(self, run: Run, frames: Sequence[Frame], lane: Lane, asked: int, now_ns: int) -> Landed:
         """Store what is new; return when it is durable. Raise StorageFault: then nothing was promised."""
         decision = self.held.decide(run)
         if decision.verdict == Verdict.CONFLICT:
@@ -138,7 +141,7 @@ class Landing:
             return self.answer(decision.verdict, asked)
         if decision.branch:
             self._branch(run)
-        return self.answer(Verdict.STORED, asked, self._store(run, frames, lane, decision, now_ns))
+        return self.answer(Verdict.STORED, asked, (lane, self._store(run, frames, LANES.index(lane), decision, now_ns)))
 
     def _store(self, run: Run, frames: Sequence[Frame], lane: int, decision: Decision, now_ns: int) -> int:
         number = self.index.highest()[lane]

@@ -15,8 +15,8 @@ from gateway.landing import stream_names
 from gateway.receive.app import Receiver, serve
 from gateway.receive.landing import Landing
 from gateway.runtime import notify
-from gateway.trust.certs import server_context
-from gateway.trust.keys import KeyRing, load_public, load_signer
+from gateway.trust.certs import load_certificate_key, server_context
+from gateway.trust.keys import KeyRing, load_signer
 
 if TYPE_CHECKING:
     from gateway.runtime import Runtime
@@ -72,7 +72,7 @@ def make_receiver(runtime: Runtime, settings: SiteSettings) -> Receiver:
         runtime,
         settings.gateways,
         load_signer(settings.receipt_key),
-        KeyRing([load_public(settings.statement_key)]),
+        KeyRing([load_certificate_key(settings.gateways_ca)]),
         open_landing,
         storage.free_bytes,
         settings.min_free_bytes,

@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from buffer.storage import publish_file
 from gateway.errors import TrustError
-from gateway.trust.keys import PRIVATE_MODE, refuse_readable
+from gateway.trust.keys import KeySigner, read_private_bytes, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,13 +45,6 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
 
 
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
-    if path.exists():
-        raise TrustError(f"{path}: a key is there already", "Move it away if you mean to replace it.")
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    publish_file(path, pem, mode=PRIVATE_MODE)
-
-
 def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
@@ -66,7 +59,7 @@ def _usage(**on: bool) -> x509.KeyUsage:
 def create_authority(certificate: Path, key: Path, name: str, now: dt.datetime) -> Authority:
     """Make the site CA; raise TrustError if there is one."""
     private = ec.generate_private_key(ec.SECP256R1())
-    _write_key(key, private)
+    write_private(key, private)
     built = (
         x509.CertificateBuilder()
         .subject_name(_name(f"{name} Ebbgate CA"))
@@ -86,9 +79,8 @@ def create_authority(certificate: Path, key: Path, name: str, now: dt.datetime) 
 
 def load_authority(certificate: Path, key: Path) -> Authority:
     """Return the CA in these files; raise TrustError."""
-    refuse_readable(key)
     try:
-        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        private = serialization.load_pem_private_key(read_private_bytes(key), password=None)
         loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError, TypeError) as error:
         raise TrustError(f"{certificate}: {error}", "Restore the CA from its backup.") from None
@@ -97,10 +89,26 @@ def load_authority(certificate: Path, key: Path) -> Authority:
     return Authority(loaded, private)
 
 
+def authority_signer(authority: Authority) -> KeySigner:
+    """Return the CA as a signer of key statements (ES256)."""
+    return KeySigner(authority.key)
+
+
+def load_certificate_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Return the public key in a CA certificate; raise TrustError."""
+    try:
+        public = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
+    except (OSError, ValueError) as error:
+        raise TrustError(f"{path}: {error}", "Copy the CA certificate there.") from None
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise TrustError(f"{path}: not a P-256 certificate", "Make the CA with `ebbgate ca init`.")
+    return public
+
+
 def make_request(key: Path, gateway: str) -> bytes:
     """Make a TLS key, 0600, and return the certificate request for it, PEM."""
     private = ec.generate_private_key(ec.SECP256R1())
-    _write_key(key, private)
+    write_private(key, private)
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
     request = x509.CertificateSigningRequestBuilder().subject_name(_name(gateway)).add_extension(names, critical=False)
     return request.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -122,7 +130,7 @@ def sign_request(authority: Authority, request_pem: bytes, gateway: str, now: dt
 def create_server_certificate(authority: Authority, certificate: Path, key: Path, hosts: list[str], now: dt.datetime) -> None:
     """Make the receiver's TLS key and certificate for these names and addresses."""
     private = ec.generate_private_key(ec.SECP256R1())
-    _write_key(key, private)
+    write_private(key, private)
     names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
     publish_file(certificate, _pem(_leaf(authority, private.public_key(), hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now)))
 
@@ -159,7 +167,7 @@ def _leaf(
 def create_application_certificate(certificate: Path, key: Path, application_uri: str, host: str) -> None:
     """Make the OPC UA application certificate (OPC 10000-6, 6.2.2): self-signed RSA 2048, DER, 20 years from today's past."""
     private = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
-    _write_key(key, private)
+    write_private(key, private)
     start = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
     built = (
         x509.CertificateBuilder()
@@ -230,7 +238,7 @@ _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: expiry is our ver
 
 def server_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLContext:
     """Return a context that wants a client certificate of this CA; times are checked by identify_client."""
-    refuse_readable(key)
+    read_private_bytes(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
@@ -242,7 +250,7 @@ def server_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLCont
 def client_context(certificate: Path | None, key: Path | None, server_ca: Path) -> ssl.SSLContext:
     """Return a context that trusts this CA alone and checks the server's name."""
     if key is not None:
-        refuse_readable(key)
+        read_private_bytes(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load(context, certificate, key, server_ca)

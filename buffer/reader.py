@@ -153,6 +153,10 @@ class RingReader:
         except CorruptError as error:
             raise error.at(name.parquet) from None
 
+    def objects(self) -> list[bytes]:
+        """Return the digests of all objects."""
+        return [bytes.fromhex(name) for name in self._storage.list(layout.OBJECTS) if len(name) == 64 and not name.startswith(".")]  # noqa: PLR2004
+
     def object_frame(self, digest: bytes) -> Frame | None:
         """Return an object as a frame, None if it is not there; raise CorruptError."""
         path = layout.object_path(digest)

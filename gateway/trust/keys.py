@@ -68,8 +68,12 @@ class WrongStreamError(SignatureError):
 
 def key_id(public: PublicKey) -> bytes:
     """Return the name of a key: the first 8 bytes of SHA-256 of its SubjectPublicKeyInfo."""
-    spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).digest()[:8]
+    return hashlib.sha256(spki_der(public)).digest()[:8]
+
+
+def spki_der(public: PublicKey) -> bytes:
+    """Return the SubjectPublicKeyInfo, DER."""
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 class KeySigner:

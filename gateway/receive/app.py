@@ -125,7 +125,7 @@ class Receiver:
             raise CorruptError(f"a body has at most {limits.PUT_BYTES_MAX} bytes")
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):
-                return await request.content.readexactly(length)
+                return await request.content.readexactly(length) if length else b""
         except (TimeoutError, asyncio.IncompleteReadError):
             raise CorruptError("the body did not come whole in time") from None
 

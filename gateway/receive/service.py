@@ -30,7 +30,7 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
     make_directory(settings.landing)
     lock = PosixStorage(settings.landing)
     lock.mkdir(layout.LOCK_DIRECTORY, 0o700)
-    lock.lock(layout.LOCK)
+    handle = lock.lock(layout.LOCK)
     receiver = make_receiver(runtime, settings)
     for stream in stream_names(settings.landing):
         door = receiver.door(stream)
@@ -49,6 +49,7 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
         await runner.cleanup()
         for door in receiver.doors.values():
             door.landing.close()
+        lock.close(handle)
 
 
 def make_receiver(runtime: Runtime, settings: SiteSettings) -> Receiver:

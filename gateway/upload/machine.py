@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from buffer.frame import HEADER_BYTES
 from buffer.manifest import chain_next
-from gateway.lanes import LIVE_WAIT_NS
+from gateway.upload.pacing import LIVE_WAIT_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

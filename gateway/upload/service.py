@@ -15,7 +15,7 @@ from buffer.manifest import ObjectType
 from buffer.reader import Inventory, RingReader
 from buffer.storage import PosixReadStorage, make_directory, publish_file
 from gateway.errors import PeerError
-from gateway.lanes import Bucket, window_open
+from gateway.upload.pacing import Bucket, window_open
 from gateway.runtime import Runtime, full_jitter, notify
 from gateway.trust.keys import KeyRing, load_public
 from gateway.upload.cursor import Cursor, decode_cursor, encode_cursor

@@ -112,7 +112,7 @@ class HttpsCarrier:
                 f"the answer (status {response.status}) was altered by a device between, or is not our receiver's",
                 f"Ask IT to exempt {self._name} from inspection and rewriting.",
             )
-        return Answer(response.status, await response.content.readexactly(length or 0))
+        return Answer(response.status, await response.content.readexactly(length) if length else b"")
 
     async def close(self) -> None:
         """Close connections."""

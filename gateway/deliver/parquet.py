@@ -1,0 +1,228 @@
+"""The lake, and the rows of landed frames: the only file of deliver that knows pyarrow.
+
+Layout: <lake>/site=<site>/date=<YYYY-MM-DD, UTC>/<stream>-<lane>-<landing>-<first>-<last>.parquet, the columns of buffer.rows with
+`stream` in front, timestamps in microseconds, so that DuckDB, pandas and Spark read it.
+
+Once: a file's name says which landing numbers it holds. Before files are written the cut is made durable in the sink's state file
+(`begun`); after a crash the same cut is written again under the same names; then the cursor moves. Readings the lake holds
+already (a receiver that was restored) are left out by the ranges in the cursor.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from buffer.codec import decode
+from buffer.errors import CorruptError, StorageFault
+from buffer.manifest import FrameKind, format_generation
+from buffer.rows import make_rows
+from buffer.storage import make_directory, publish_file, remove_file
+from buffer.types import Kind
+from gateway.deliver.cursor import Cursor, decode_cursor, encode_cursor
+from gateway.deliver.sink import Row, SinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from buffer.frame import Frame
+    from buffer.intervals import Range
+    from buffer.tagtable import TagTable
+    from gateway.deliver.sink import Work
+
+STAMP: Final = pa.timestamp("us", "UTC")
+COLUMNS: Final = (
+    "tag", "path", "ts", "ts_ns", "ts_source", "value_double", "value_int", "value_bool", "value_string", "quality", "flags", "seq",
+    "generation",
+)  # fmt: skip
+_EPOCH: Final = dt.date(1970, 1, 1)
+_DAY_US: Final = 86_400_000_000
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # years 1 and 9999: what a date in a path can say
+
+
+class FrameRows:
+    """Readings of landed frames as an Arrow table; iterates as gateway.deliver.sink.Row, in order of seq."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.sort_by("seq")
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        t = self.table
+        columns = [t["generation"], t["seq"], t["tag"], t["path"], t["ts"].cast(pa.int64()), t["ts_ns"], t["ts_source"].cast(pa.int64())]
+        columns += [t[name] for name in ("value_double", "value_int", "value_bool", "value_string", "quality", "flags")]
+        return (Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+def frame_rows(frames: Sequence[Frame], table: TagTable, ranges: Sequence[Range]) -> FrameRows:
+    """Return the readings of these frames whose seq lies in `ranges`; raise CorruptError."""
+    parts = [_segment(f) if f.manifest.kind == FrameKind.SEGMENT else _block(f, table) for f in frames if f.manifest.count]
+    whole = pa.concat_tables(parts) if parts else _empty()
+    return FrameRows(_within(whole, ranges))
+
+
+def _segment(frame: Frame) -> pa.Table:
+    try:
+        table = pq.read_table(io.BytesIO(bytes(frame.payload)))
+    except (pa.ArrowException, OSError) as error:
+        message = f"segment of blocks {frame.manifest.first_block}.. is not Parquet: {error}"
+        raise CorruptError(message) from error
+    return _plain(table.select(list(COLUMNS)))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Decode dictionaries: parts of different files have different ones."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(field.type.value_type))
+    return table.cast(_SCHEMA)
+
+
+def _block(frame: Frame, tags: TagTable) -> pa.Table:
+    m = frame.manifest
+    columns = decode(frame.payload, m.count)
+    r = make_rows(columns, np.arange(m.first_seq, m.end_seq, dtype=np.int64), tags, by_tag=False)
+    names = np.array(r.tags, dtype=object)
+    paths = np.array(r.paths, dtype=object)
+    data = {
+        "tag": pa.array(names[r.tag_index], pa.string()),
+        "path": pa.array(paths[r.tag_index], pa.string()),
+        "ts": pa.array(r.ts_us, STAMP),
+        "ts_ns": pa.array(r.ts_ns, pa.int16()),
+        "ts_source": pa.array(r.ts_source_us, STAMP, mask=r.ts_source_null),
+        "value_double": pa.array(r.values.view(np.float64), pa.float64(), mask=~r.is_kind(Kind.DOUBLE)),
+        "value_int": pa.array(r.values.view(np.int64), pa.int64(), mask=~r.is_kind(Kind.INT64, Kind.UINT64)),
+        "value_bool": pa.array(r.values != 0, pa.bool_(), mask=~r.is_kind(Kind.BOOL)),
+        "value_string": pa.array(r.strings, pa.string()),
+        "quality": pa.array(r.quality, pa.int64()),
+        "flags": pa.array(r.flags, pa.int32()),
+        "seq": pa.array(r.seq, pa.int64()),
+        "generation": pa.array(np.full(m.count, m.generation), pa.int64()),
+    }
+    return pa.table(data, schema=_SCHEMA)
+
+
+_SCHEMA: Final = pa.schema(
+    [
+        ("tag", pa.string()), ("path", pa.string()), ("ts", STAMP), ("ts_ns", pa.int16()), ("ts_source", STAMP), ("value_double", pa.float64()),
+        ("value_int", pa.int64()), ("value_bool", pa.bool_()), ("value_string", pa.string()), ("quality", pa.int64()), ("flags", pa.int32()),
+        ("seq", pa.int64()), ("generation", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+def _empty() -> pa.Table:
+    return _SCHEMA.empty_table()
+
+
+def _within(table: pa.Table, ranges: Sequence[Range]) -> pa.Table:
+    seq = table["seq"].to_numpy()
+    keep = np.zeros(len(seq), np.bool_)
+    for first, last in ranges:
+        keep |= (seq >= first) & (seq <= last)
+    return table.filter(pa.array(keep))
+
+
+class LakeSink:
+    """Implements gateway.deliver.sink.Sink over a directory tree."""
+
+    def __init__(self, root: Path, state: Path, name: str = "lake") -> None:
+        self.name = name
+        self._root = root
+        self._state = state
+
+    # ---- Sink ----
+
+    def cursor(self, stream: str) -> Cursor:
+        """Return the cursor in the state file."""
+        return self._read(stream)[0]
+
+    def limit(self, cursor: Cursor, lane: str) -> int | None:  # noqa: ARG002 -- what was begun stands in the state file
+        """Return the last number of a cut that was begun before a crash."""
+        return self._begun.get(lane)
+
+    def write(self, work: Work) -> Cursor:
+        """Make the cut durable, write its files, move the cursor."""
+        try:
+            cursor, begun = self._read(work.stream)
+            cursor.follow(work.landing, work.since)
+            if cursor.following.get(work.lane, 0) != work.first:
+                return cursor
+            if begun.get(work.lane) != work.last:
+                self._write_state(work.stream, cursor, begun | {work.lane: work.last})
+            tables = []
+            for part in work.parts:
+                ranges = cursor.fresh(part.generation, part.new)
+                if ranges:
+                    tables.append(part.load(ranges).table)  # type: ignore[attr-defined]  # deliver hands out FrameRows
+                    cursor.take(part.generation, ranges)
+            self._files(work, pa.concat_tables(tables) if tables else _empty())
+            cursor.following[work.lane] = work.last + 1
+            self._write_state(work.stream, cursor, {k: v for k, v in begun.items() if k != work.lane})
+        except StorageFault as fault:
+            raise SinkError(f"lake: {fault}", "Check the disk of the lake; this sink goes on by itself.") from fault
+        return cursor
+
+    # ---- inside ----
+
+    _begun: dict[str, int] = {}
+
+    def _path(self, stream: str) -> Path:
+        return self._state / f"{self.name}-{stream}.json"
+
+    def _read(self, stream: str) -> tuple[Cursor, dict[str, int]]:
+        try:
+            body: Any = json.loads(self._path(stream).read_bytes())
+        except FileNotFoundError:
+            body = {"cursor": encode_cursor(Cursor()), "begun": {}}
+        except (OSError, ValueError) as error:
+            raise SinkError(f"{self._path(stream)}: {error}", "Restore it from backup: without it the lake would be filled twice.") from error
+        self._begun = {str(k): int(v) for k, v in body["begun"].items()}
+        return decode_cursor(body["cursor"]), self._begun
+
+    def _write_state(self, stream: str, cursor: Cursor, begun: dict[str, int]) -> None:
+        publish_file(self._path(stream), json.dumps({"cursor": encode_cursor(cursor), "begun": begun}).encode())
+        self._begun = begun
+
+    def _files(self, work: Work, table: pa.Table) -> None:
+        """Write one file per date; files of this cut that an earlier, crashed try made for no date any more are taken away."""
+        stem = f"{work.stream}-{work.lane}-{format_generation(work.landing)}-{work.first:012d}-{work.last:012d}.parquet"
+        site = re.sub(r"[^A-Za-z0-9_.-]", "_", work.site) or "unknown"
+        days = np.clip(np.floor_divide(table["ts"].cast(pa.int64()).to_numpy(), _DAY_US), _FIRST_DAY, _LAST_DAY)
+        made = set()
+        for day in np.unique(days):
+            date = _EPOCH + dt.timedelta(days=int(day))
+            directory = self._root / f"site={site}" / f"date={date.isoformat()}"
+            make_directory(directory)
+            part = table.filter(pa.array(days == day))
+            part = part.sort_by([("tag", "ascending"), ("generation", "ascending"), ("seq", "ascending")])
+            part = part.add_column(0, "stream", pa.array([work.stream] * part.num_rows, pa.string()))
+            sink = io.BytesIO()
+            pq.write_table(part, sink, compression="zstd", compression_level=3, use_dictionary=["stream", "tag", "path", "generation"])
+            publish_file(directory / stem, sink.getvalue())
+            made.add(directory / stem)
+        for stale in set(self._root.glob(f"site={site}/date=*/{stem}")) - made:
+            remove_file(stale)
+
+
+def count_rows(root: Path) -> int:
+    """Return how many readings the lake holds, by the files' own footers."""
+    return sum(pq.read_metadata(path).num_rows for path in root.glob("site=*/date=*/*.parquet"))
+
+
+def identities(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield (stream, generation, seq) of every reading in the lake: what an audit counts."""
+    for path in sorted(root.glob("site=*/date=*/*.parquet")):
+        t = pq.read_table(path, columns=["stream", "generation", "seq"], partitioning=None)
+        yield from zip(t["stream"].to_pylist(), t["generation"].to_pylist(), t["seq"].to_pylist(), strict=True)
+

@@ -141,6 +141,7 @@ class Ring:
         self._roll = False
         self._sizes: dict[str, int] = {}
         self._durable: int | None = None
+        self._lock: int | None = None
         self._unsealable: set[tuple[int, int]] = set()
         self.state: StateRecord | None = found.state
         self.counters = Counters(events=found.events)
@@ -155,9 +156,10 @@ class Ring:
         for directory in layout.DIRECTORIES:
             storage.mkdir(directory)
         storage.mkdir(layout.LOCK_DIRECTORY, 0o700)
-        storage.lock(layout.LOCK)
+        lock = storage.lock(layout.LOCK)
         found = recover(storage, verifier)
         ring = cls(storage, options, signer, salts, found)
+        ring._lock = lock
         ring._begin(found, nonce, now)
         return ring
 
@@ -517,11 +519,12 @@ class Ring:
             self._remove(name.path)
 
     def close(self) -> None:
-        """Commit nothing more; give handles back. The lock ends with the process."""
+        """Commit nothing more; give handles and the lock back."""
         if self._active is not None:
             self._active.writer.close()
-        if self._durable is not None:
-            self._storage.close(self._durable)
+        for handle in (self._durable, self._lock):
+            if handle is not None:
+                self._storage.close(handle)
 
 
 # ---- helpers ----

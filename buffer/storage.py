@@ -104,8 +104,8 @@ class Storage(ReadStorage, Protocol):
         """Return at most size_bytes past the page cache: what the device holds."""
         ...
 
-    def lock(self, path: str) -> None:
-        """Take the writer's lock until this process ends; raise StorageFault if somebody else holds it."""
+    def lock(self, path: str) -> int:
+        """Take the writer's lock until the handle is closed or this process ends; raise StorageFault if somebody else holds it."""
         ...
 
     def free_bytes(self) -> int:
@@ -310,8 +310,8 @@ class PosixStorage(PosixReadStorage):
             finally:
                 os.close(fd)
 
-    def lock(self, path: str) -> None:
-        """Take an exclusive lock on a file in a directory only its owner can enter; held until the process ends."""
+    def lock(self, path: str) -> int:
+        """Take an exclusive lock on a file in a directory only its owner can enter; return its handle."""
         with _faults(path):
             fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -320,6 +320,7 @@ class PosixStorage(PosixReadStorage):
                 os.close(fd)
                 raise StorageFault("another process writes here; stop it first", path=path, errno=errno_module.EWOULDBLOCK) from None
             self._names[fd] = path
+            return fd
 
 
 # ---- plain files of any process: configuration, keys, status ----

@@ -1,32 +1,30 @@
 """Columns <-> block payload, bit for bit. Transposed: readings of one tag stand together, which is what makes them small.
 
-Specification. payload = head | directory | bodies, little-endian.
+Specification. A block of no readings has an empty payload. Else payload = head | directory | bodies, little-endian:
 
-    head       0  magic "EC"   2  version u8   3  number of columns u8   4  number of readings u32
-    directory  per column, 8 bytes: id u8, codec u8, parameter u8, zero u8, length of the body u32
+    head       0  magic "EC"   2  version u8   3  number of columns u8   4  number of readings n, u32
+    directory  per column, 8 bytes: id u8, codec u8 (buffer.packing), parameter u8, zero u8, length of the body u32
     bodies     in the order of the directory, nothing between or after
 
-Codecs: 0 raw, 1 zstandard (content size stated), 2 pcodec standalone. Tag and ts are in arrival order; everything else is in tag
-order: the stable argsort of the tag column is the permutation, so order itself costs nothing. seq is implicit. Columns that
-would be all zero, or that no reading needs, are absent. n = number of readings.
+Tag and ts are in arrival order; everything else is in tag order: the stable argsort of the tag column is the permutation, so
+order itself costs nothing. seq is implicit. A column that no reading needs is absent; other columns have parameter 0.
 
-    id  column       body decodes to                                  parameter
+    id  column       numbers                                          parameter
      1  tag          n u32
      2  ts           n i64, ts_ns / 10**parameter                     0, 2, 3, 6 or 9
-     3  kind         runs                                             width 1
-     4  quality      runs; absent: all 0                              width 4
-     5  flags        runs; absent: all 0                              width 2
-     6  double       f64 of the readings of kind DOUBLE               0
-     7  decimal      i64 mantissa of the same; value = m / 10**p      p = parameter, 0..6 (either 6 or 7 is present)
+     3  kind         n u8 (buffer.types.Kind)
+     4  quality      n u32; absent: all 0
+     5  flags        n u16; absent: all 0
+     6  double       f64 of the readings of kind DOUBLE, of those that are not decimal if 13 is present
+     7  decimal      i64 m of those that are; value = m / 10**p as f64 p = parameter, 0..6
      8  integer      i64 bits of the readings of kind INT64, UINT64
-     9  boolean      bits, most significant first, of kind BOOL
+     9  boolean      bits, most significant first, of kind BOOL; bytes
     10  text index   u32 of the readings of kind TEXT, BYTES
-    11  texts        u32 number, u32 length of each in bytes, UTF-8 of all
-    12  ts source    n i64, ts_source_ns - ts_ns; absent: nowhere different, and columns.ts_source_ns is None
+    11  texts        number t u32, t lengths u32, UTF-8 of all, each text once; bytes
+    12  ts source    n i64, ts_source_ns - ts_ns modulo 2**64; absent: nowhere different
+    13  is decimal   u8 of the readings of kind DOUBLE: 1 decimal, 0 not; absent: either 6 or 7 holds them all
 
-runs: u32 number r, r u32 lengths, r values of the stated width; or, where that is smaller, codec 2 over n u16 (width 1, 2) or
-u32 (width 4). Decimal is used only where every double comes back with the
-same 64 bits, -0.0 and NaN payloads included.
+Decimal is used only where m / 10**p gives the same 64 bits, so NaN payloads and -0.0 stand in column 6.
 """
 
 from __future__ import annotations
@@ -35,328 +33,338 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import zstandard
-from pcodec import ChunkConfig, standalone
 
 from buffer import limits
-from buffer.errors import CorruptError, MisuseError
-from buffer.types import Columns, Kind, take
+from buffer.errors import CorruptError, invariant
+from buffer.packing import Packed, pack_bytes, pack_numbers, pack_plain, pack_runs, unpack_bytes, unpack_numbers
+from buffer.types import Columns, Kind, empty_columns, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-TEXT_TABLE_BYTES_MAX: Final = 4 * 1024 * 1024  # decoded; what a block of 1 MiB may unpack to
+TEXT_TABLE_BYTES_MAX: Final = 4 * 1024 * 1024  # decoded; what the texts of a block of 1 MiB may unpack to
+TAG, TS, KIND, QUALITY, FLAGS, DOUBLE, DECIMAL, INTEGER, BOOLEAN, TEXT, TEXTS, SOURCE, IS_DECIMAL = range(1, 14)
 _HEAD: Final = struct.Struct("<2sBBI")
 _ENTRY: Final = struct.Struct("<BBBxI")
 _MAGIC: Final = b"EC"
-_RAW, _ZSTD, _PCO = 0, 1, 2
-_TAG, _TS, _KIND, _QUALITY, _FLAGS, _DOUBLE, _DECIMAL, _INTEGER, _BOOLEAN, _TEXT, _TEXTS, _SOURCE = range(1, 13)
+_VERSION: Final = 1
 _UNITS: Final = (9, 6, 3, 2, 0)
 _DECIMALS: Final = (2, 1, 0, 3, 4, 5, 6)
 _MANTISSA_MAX: Final = float(2**53)
-_PROBE: Final = 256  # values looked at before a whole column is tried
-_PCO_CONFIG: Final = ChunkConfig(compression_level=6)
-_FEW_RUNS: Final = 16  # below, runs are always smaller
-_WIDE: Final[dict[int, type[Any]]] = {1: np.uint16, 2: np.uint16, 4: np.uint32}  # pcodec takes no bytes
-_SMALL: Final = 48  # bytes; below, zstandard's frame costs more than it saves
+_PROBE: Final = 256  # values looked at to choose the exponent
+_DECIMAL_SHARE_MIN: Final = 0.2  # below, splitting does not pay for the column that says which
+_U32: Final = 4
+_KINDS: Final = len(Kind)
+_OF_DOUBLE, _OF_INT, _OF_BOOL, _OF_TEXT, _OF_UINT, _OF_BYTES, _OF_NULL = (int(kind) for kind in Kind)  # numpy compares enums slowly
+
+Entry = tuple[int, int, Packed]  # column, parameter, packed
 
 # ---- encode ----
 
 
-def encode(columns: Columns) -> bytes:
-    """Return the payload of at least one reading. Equal columns give equal bytes. Raise MisuseError for impossible values."""
-    order = np.argsort(columns.tag, kind="stable")
+def encode(columns: Columns, *, fast: bool = False) -> bytes:
+    """Return the payload. Equal columns give equal bytes. `fast` packs with zstandard 1: less CPU, more bytes, same grammar.
+
+    Raise MisuseError for more than limits.BLOCK_READINGS_MAX, and for values no source may hand over: an unknown kind, a boolean
+    beyond 1, a null with bits, a text index beyond texts.
+    """
+    n = len(columns)
+    if n == 0:
+        return b""
+    invariant(n <= limits.BLOCK_READINGS_MAX, "more readings than a block holds: use encode_blocks")
+    order = _tag_order(columns.tag)
+    pack = _Packer(fast, _is_consecutive(columns.tag[order]))
     kind = columns.kind[order]
-    values = columns.values[order]
-    _refuse_impossible(kind, values, len(columns.texts))
-    entries = [_packed(_TAG, columns.tag)]
-    entries.append(_timestamps(columns.ts_ns))
-    entries.append(_runs(_KIND, kind))
+    entries: list[Entry] = [(TAG, 0, pack.numbers(columns.tag, 1)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
     if columns.quality.any():
-        entries.append(_runs(_QUALITY, columns.quality[order]))
+        entries.append((QUALITY, 0, pack.runs(columns.quality[order])))
     if columns.flags.any():
-        entries.append(_runs(_FLAGS, columns.flags[order]))
-    entries += _values(kind, values, columns.texts)
+        entries.append((FLAGS, 0, pack.runs(columns.flags[order])))
+    entries += _values(pack, kind, columns.values[order], columns.texts)
     if columns.ts_source_ns is not None:
-        entries.append(_packed(_SOURCE, (columns.ts_source_ns - columns.ts_ns)[order]))
-    head = _HEAD.pack(_MAGIC, 1, len(entries), len(columns))
-    directory = b"".join(_ENTRY.pack(column, codec, parameter, len(body)) for column, codec, parameter, body in entries)
-    return b"".join((head, directory, *(body for *_, body in entries)))
+        difference = columns.ts_source_ns - columns.ts_ns
+        if difference.any():
+            entries.append((SOURCE, 0, pack.numbers(difference[order], None)))
+    head = _HEAD.pack(_MAGIC, _VERSION, len(entries), n)
+    directory = b"".join(_ENTRY.pack(column, codec, parameter, len(body)) for column, parameter, (codec, body) in entries)
+    return b"".join((head, directory, *(body for _, _, (_, body) in entries)))
 
 
 def encode_blocks(columns: Columns) -> Iterator[tuple[Columns, bytes]]:
-    """Yield columns cut so that each payload is within the limits of a block, with the payload, in order."""
+    """Yield `columns` cut so that each payload is within the limits of a block, with the payload, in order."""
     n = len(columns)
-    if n <= limits.BLOCK_READINGS_MAX and _text_bytes(columns) <= TEXT_TABLE_BYTES_MAX:
+    if n <= limits.BLOCK_READINGS_MAX and _texts_fit(columns):
         payload = encode(columns)
         if len(payload) <= limits.BLOCK_PAYLOAD_BYTES_MAX:
             yield columns, payload
             return
-    if n == 1:
-        raise MisuseError("one reading does not fit a block: its text was not cut at limits.TEXT_BYTES_MAX")
+    invariant(n > 1, "one reading does not fit a block: its text was not cut at limits.TEXT_BYTES_MAX")
     yield from encode_blocks(take(columns, 0, n // 2))
     yield from encode_blocks(take(columns, n // 2, n))
 
 
-Entry = tuple[int, int, int, bytes]
+class _Packer:
+    """How the columns of one block are packed: fast or small, and whether readings of one tag follow each other."""
+
+    def __init__(self, fast: bool, consecutive: bool) -> None:
+        self.fast = fast
+        self.order = int(consecutive)
+
+    def numbers(self, data: NDArray[Any], order: int | None) -> Packed:
+        return pack_plain(data) if self.fast else pack_numbers(data, order)
+
+    def runs(self, data: NDArray[Any]) -> Packed:
+        return pack_plain(data) if self.fast else pack_runs(data, self.order)
 
 
-def _text_bytes(columns: Columns) -> int:
-    is_text = (columns.kind == Kind.TEXT) | (columns.kind == Kind.BYTES)
-    if not is_text.any():
-        return 0
-    used = np.unique(columns.values[is_text])
-    return sum(4 + len(columns.texts[int(i)].encode()) for i in used)
+def _tag_order(tag: NDArray[np.uint32]) -> NDArray[np.intp]:
+    """Return the stable argsort; of 16 bits, where they suffice, because that is a radix sort."""
+    return np.argsort(tag.astype(np.uint16) if tag.max() <= np.iinfo(np.uint16).max else tag, kind="stable")
 
 
-def _refuse_impossible(kind: NDArray[np.uint8], values: NDArray[np.uint64], texts: int) -> None:
-    is_text = (kind == Kind.TEXT) | (kind == Kind.BYTES)
-    bad = (kind > Kind.NULL) | ((kind == Kind.NULL) & (values != 0)) | ((kind == Kind.BOOL) & (values > 1)) | (is_text & (values >= texts))
-    if bad.any():
-        raise MisuseError("a reading has an unknown kind, a null with bits, a boolean beyond 1 or a text index beyond texts")
+def _is_consecutive(sorted_tag: NDArray[np.uint32]) -> bool:
+    """Say whether most readings follow one of the same tag: then a value is best told by its difference."""
+    return 2 * int(np.count_nonzero(sorted_tag[1:] == sorted_tag[:-1])) >= len(sorted_tag)
 
 
-def _packed(column: int, data: NDArray[Any], parameter: int = 0) -> Entry:
-    body = standalone.simple_compress(np.ascontiguousarray(data), _PCO_CONFIG)
-    return (column, _PCO, parameter, body)
+def _texts_fit(columns: Columns) -> bool:
+    if not columns.texts or _U32 * sum(map(len, columns.texts)) + _U32 * len(columns.texts) <= TEXT_TABLE_BYTES_MAX:
+        return True  # at most 4 bytes a character
+    used = np.unique(columns.values[(columns.kind == _OF_TEXT) | (columns.kind == _OF_BYTES)])
+    return sum(_U32 + len(_utf8(columns.texts[int(i)])) for i in used) <= TEXT_TABLE_BYTES_MAX
 
 
-def _bytes(column: int, raw: bytes, parameter: int = 0) -> Entry:
-    if len(raw) > _SMALL:
-        small = zstandard.ZstdCompressor(level=3, write_content_size=True, write_checksum=False).compress(raw)
-        if len(small) < len(raw):
-            return (column, _ZSTD, parameter, small)
-    return (column, _RAW, parameter, raw)
+def _timestamps(pack: _Packer, ts: NDArray[np.int64]) -> Entry:
+    exponent = next(e for e in _UNITS if e == 0 or not (ts % 10**e).any())
+    return (TS, exponent, pack.numbers(ts // 10**exponent, 1))
 
 
-def _timestamps(ts: NDArray[np.int64]) -> Entry:
-    for exponent in _UNITS:
-        unit = 10**exponent
-        if exponent == 0 or not (ts % unit).any():
-            return _packed(_TS, ts // unit, exponent)
-    raise AssertionError
-
-
-def _runs(column: int, data: NDArray[Any]) -> Entry:
-    starts = np.flatnonzero(np.concatenate(([True], data[1:] != data[:-1])))
-    lengths = np.diff(np.append(starts, len(data))).astype("<u4")
-    width = data.dtype.itemsize
-    raw = struct.pack("<I", len(starts)) + lengths.tobytes() + data[starts].astype(f"<u{width}").tobytes()
-    entry = _bytes(column, raw, width)
-    if len(starts) <= _FEW_RUNS:
-        return entry
-    wide = _packed(column, data.astype(_WIDE[width]), width)
-    return min(entry, wide, key=lambda e: len(e[3]))
-
-
-def _values(kind: NDArray[np.uint8], values: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
+def _values(pack: _Packer, kind: NDArray[np.uint8], values: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
     entries: list[Entry] = []
-    doubles = values[kind == Kind.DOUBLE]
-    if len(doubles):
-        entries.append(_doubles(doubles))
-    integers = values[(kind == Kind.INT64) | (kind == Kind.UINT64)]
-    if len(integers):
-        entries.append(_packed(_INTEGER, integers.view(np.int64)))
-    booleans = values[kind == Kind.BOOL]
-    if len(booleans):
-        entries.append(_bytes(_BOOLEAN, np.packbits(booleans.astype(np.uint8)).tobytes()))
-    indexes = values[(kind == Kind.TEXT) | (kind == Kind.BYTES)]
-    if len(indexes):
-        entries += _texts(indexes, texts)
+    present = np.bincount(kind, minlength=_KINDS).tolist()
+    invariant(len(present) == _KINDS, "a reading has an unknown kind")
+    if present[_OF_DOUBLE]:
+        entries += _doubles(pack, values[kind == _OF_DOUBLE])
+    if present[_OF_INT] or present[_OF_UINT]:
+        integers = values[(kind == _OF_INT) | (kind == _OF_UINT)]
+        entries.append((INTEGER, 0, pack.numbers(integers.view(np.int64), pack.order)))
+    if present[_OF_BOOL]:
+        booleans = values[kind == _OF_BOOL]
+        invariant(int(booleans.max()) <= 1, "a boolean is neither 0 nor 1")
+        entries.append((BOOLEAN, 0, pack_bytes(np.packbits(booleans.astype(np.uint8)).tobytes())))
+    if present[_OF_TEXT] or present[_OF_BYTES]:
+        indexes = values[(kind == _OF_TEXT) | (kind == _OF_BYTES)]
+        invariant(int(indexes.max()) < len(texts), "a text index points beyond texts")
+        entries += _texts(pack, indexes, texts)
+    if present[_OF_NULL]:
+        invariant(not values[kind == _OF_NULL].any(), "a reading without a value has bits")
     return entries
 
 
-def _doubles(bits: NDArray[np.uint64]) -> Entry:
+def _doubles(pack: _Packer, bits: NDArray[np.uint64]) -> list[Entry]:
+    floats = bits.view(np.float64)
+    exponent, share = _best_exponent(bits)
+    whole: list[Entry] = []
+    if share < 1:
+        whole = [(DOUBLE, 0, pack.numbers(floats, None))]
+        if share < _DECIMAL_SHARE_MIN or pack.fast:
+            return whole
+    mantissas, fits = _mantissas(bits, exponent)
+    split: list[Entry] = [(DECIMAL, exponent, pack.numbers(mantissas[fits], pack.order))] if fits.any() else []
+    if fits.all():
+        return split
+    split.append((DOUBLE, 0, pack.numbers(floats[~fits], None)))
+    if fits.any():
+        split.append((IS_DECIMAL, 0, pack.runs(fits.astype(np.uint8))))
+    return min((x for x in (whole, split) if x), key=lambda entries: sum(_ENTRY.size + len(body) for *_, (_, body) in entries))
+
+
+def _best_exponent(bits: NDArray[np.uint64]) -> tuple[int, float]:
+    """Return the number of decimals that most of a sample have, and their share."""
+    sample = bits[:: max(1, len(bits) // _PROBE)]
+    best, most = 0, -1
     for exponent in _DECIMALS:
-        if _mantissas(bits[:_PROBE], exponent) is not None:
-            mantissas = _mantissas(bits, exponent)
-            if mantissas is not None:
-                return _packed(_DECIMAL, mantissas, exponent)
-    return _packed(_DOUBLE, bits.view(np.float64))
+        count = int(np.count_nonzero(_mantissas(sample, exponent)[1]))
+        if count > most:
+            best, most = exponent, count
+        if count == len(sample):
+            break
+    return best, most / len(sample)
 
 
-def _mantissas(bits: NDArray[np.uint64], exponent: int) -> NDArray[np.int64] | None:
-    """Return integers m with m / 10**exponent equal to every value bit for bit, or None."""
+def _mantissas(bits: NDArray[np.uint64], exponent: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return integers m, and where m / 10**exponent is the value bit for bit."""
     scale = 10.0**exponent
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = np.rint(bits.view(np.float64) * scale)
-        if not (np.abs(scaled) < _MANTISSA_MAX).all():  # NaN and infinity fail here
-            return None
+        within = np.abs(scaled) < _MANTISSA_MAX  # NaN and infinity fail here
+    if not within.all():
+        scaled[~within] = 0
     mantissas = scaled.astype(np.int64)
-    back = (mantissas / scale).view(np.uint64)
-    return mantissas if np.array_equal(back, bits) else None
+    fits: NDArray[np.bool_] = ((mantissas / scale).view(np.uint64) == bits) & within
+    return mantissas, fits
 
 
-def _texts(indexes: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
+def _utf8(text: str) -> bytes:
+    """Return UTF-8; a lone surrogate, which no decoder of ours lets through, becomes U+FFFD rather than stop a commit."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _texts(pack: _Packer, indexes: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
     used, inverse = np.unique(indexes, return_inverse=True)
-    table: dict[str, int] = {}
-    place = np.array([table.setdefault(texts[int(i)], len(table)) for i in used], dtype=np.uint32)
-    encoded = [text.encode() for text in table]
-    raw = struct.pack("<I", len(encoded)) + struct.pack(f"<{len(encoded)}I", *map(len, encoded)) + b"".join(encoded)
-    return [_packed(_TEXT, place[inverse]), _bytes(_TEXTS, raw)]
+    table: dict[bytes, int] = {}
+    place = np.array([table.setdefault(_utf8(texts[int(i)]), len(table)) for i in used], dtype=np.uint32)
+    lengths = struct.pack(f"<{1 + len(table)}I", len(table), *map(len, table))
+    return [(TEXT, 0, pack.numbers(place[inverse], pack.order)), (TEXTS, 0, pack_bytes(lengths + b"".join(table)))]
 
 
-# ---- decode: nothing is allocated by a number that was not checked ----
+# ---- decode ----
 
 
 def decode(payload: bytes | memoryview, count: int) -> Columns:
-    """Return the columns; raise CorruptError unless the payload is well formed and holds exactly `count` readings (> 0)."""
-    bodies = _directory(payload, count)
-    tag = _unpack(bodies, _TAG, np.uint32, count)
-    exponent = bodies[_TS][1] if _TS in bodies else 0
-    if exponent not in _UNITS:
-        raise CorruptError("payload: unknown unit of time")
-    ts = _unpack(bodies, _TS, np.int64, count) * np.int64(10**exponent)
-    order = np.argsort(tag, kind="stable")
-    kind = _unrun(bodies, _KIND, np.uint8, count)
-    if (kind > Kind.NULL).any():
+    """Return the columns; raise CorruptError unless the payload is well formed and holds exactly `count` readings.
+
+    Memory is bounded by `count`, which must be within limits.BLOCK_READINGS_MAX, and by TEXT_TABLE_BYTES_MAX.
+    """
+    if count == 0 and not payload:
+        return empty_columns()
+    body = _Bodies(bytes(payload), count)
+    tag = body.numbers(TAG, np.uint32, count)
+    exponent = body.parameter(TS, _UNITS)
+    ts = body.numbers(TS, np.int64, count) * np.int64(10**exponent)
+    order = _tag_order(tag)
+    kind = body.numbers(KIND, np.uint8, count)
+    if int(kind.max()) > _OF_NULL:
         raise CorruptError("payload: unknown kind of value")
-    quality = _unrun(bodies, _QUALITY, np.uint32, count) if _QUALITY in bodies else np.zeros(count, np.uint32)
-    flags = _unrun(bodies, _FLAGS, np.uint16, count) if _FLAGS in bodies else np.zeros(count, np.uint16)
-    values, texts = _unvalues(bodies, kind)
+    quality = body.numbers(QUALITY, np.uint32, count) if body.has(QUALITY) else np.zeros(count, np.uint32)
+    flags = body.numbers(FLAGS, np.uint16, count) if body.has(FLAGS) else np.zeros(count, np.uint16)
+    values, texts = _unvalues(body, kind)
     source = None
-    if _SOURCE in bodies:
-        source = _scatter(_unpack(bodies, _SOURCE, np.int64, count), order) + ts
+    if body.has(SOURCE):
+        source = _arrival(body.numbers(SOURCE, np.int64, count), order) + ts
+    body.done()
     return Columns(
-        tag, ts, _scatter(kind, order), _scatter(values, order), _scatter(quality, order), _scatter(flags, order), source, texts
+        tag, ts, _arrival(kind, order), _arrival(values, order), _arrival(quality, order), _arrival(flags, order), source, texts
     )
 
 
-def _scatter(data: NDArray[Any], order: NDArray[Any]) -> NDArray[Any]:
+def _arrival(data: NDArray[Any], order: NDArray[np.intp]) -> NDArray[Any]:
     out = np.empty_like(data)
     out[order] = data
     return out
 
 
-Bodies = dict[int, tuple[int, int, bytes]]  # column -> codec, parameter, body
+class _Bodies:
+    """The directory of one payload, its lengths checked; bodies are taken once and checked as they are taken."""
 
+    def __init__(self, data: bytes, count: int) -> None:
+        if len(data) < _HEAD.size:
+            raise CorruptError("payload is cut off")
+        magic, version, columns, readings = _HEAD.unpack_from(data)
+        if magic != _MAGIC or version != _VERSION or readings != count or not 0 < count <= limits.BLOCK_READINGS_MAX:
+            raise CorruptError("payload has another magic, version or number of readings than its manifest says")
+        self._bodies: dict[int, tuple[int, Packed]] = {}
+        at = _HEAD.size + columns * _ENTRY.size
+        if len(data) < at:
+            raise CorruptError("payload directory is cut off")
+        for i in range(columns):
+            column, codec, parameter, length = _ENTRY.unpack_from(data, _HEAD.size + i * _ENTRY.size)
+            if column in self._bodies or length > len(data) - at or (parameter and column not in (TS, DECIMAL)):
+                raise CorruptError("payload directory names a column twice, bytes that are not there, or a parameter of nothing")
+            self._bodies[column] = (parameter, (codec, data[at : at + length]))
+            at += length
+        if at != len(data):
+            raise CorruptError("payload has bytes that no column owns")
 
-def _directory(payload: bytes | memoryview, count: int) -> Bodies:
-    data = bytes(payload)
-    if len(data) < _HEAD.size:
-        raise CorruptError("payload is cut off")
-    magic, version, columns, readings = _HEAD.unpack_from(data)
-    if magic != _MAGIC or version != 1 or readings != count or not 0 < count <= limits.BLOCK_READINGS_MAX:
-        raise CorruptError("payload has another magic, version or number of readings than its manifest says")
-    at = _HEAD.size + columns * _ENTRY.size
-    if len(data) < at:
-        raise CorruptError("payload directory is cut off")
-    bodies: Bodies = {}
-    for i in range(columns):
-        column, codec, parameter, length = _ENTRY.unpack_from(data, _HEAD.size + i * _ENTRY.size)
-        if column in bodies or not _TAG <= column <= _SOURCE or length > len(data) - at:
-            raise CorruptError("payload directory names a column twice, an unknown one, or bytes that are not there")
-        bodies[column] = (codec, parameter, data[at : at + length])
-        at += length
-    if at != len(data) or not {_TAG, _TS, _KIND} <= bodies.keys():
-        raise CorruptError("payload has bytes nobody owns, or lacks a column")
-    return bodies
+    def has(self, column: int) -> bool:
+        return column in self._bodies
 
-
-def _unpack(bodies: Bodies, column: int, dtype: type[Any], count: int) -> NDArray[Any]:
-    codec, _, body = bodies.get(column, (-1, 0, b""))
-    if codec != _PCO:
-        message = f"payload column {column} is missing or not pcodec"
-        raise CorruptError(message)
-    out = np.zeros(count + 1, dtype)  # one more than allowed: a longer body shows itself
-    try:
-        progress = standalone.simple_decompress_into(body, out)
-    except Exception as error:  # pcodec raises RuntimeError, TypeError and, on hostile bytes, PanicException
-        message = f"payload column {column}: {str(error)[:100]}"
-        raise CorruptError(message) from error
-    if progress.n_processed != count or not progress.finished:
-        message = f"payload column {column} holds another number of values than its block"
-        raise CorruptError(message)
-    return out[:count]
-
-
-def _unbytes(bodies: Bodies, column: int, most: int) -> bytes:
-    codec, _, body = bodies.get(column, (-1, 0, b""))
-    if codec == _RAW and len(body) <= most:
-        return body
-    if codec != _ZSTD:
-        message = f"payload column {column} is missing, too long or in an unknown codec"
-        raise CorruptError(message)
-    try:
-        size = zstandard.get_frame_parameters(body).content_size
-        if not 0 < size <= most:
-            message = f"payload column {column} states {size} bytes, allowed are {most}"
+    def parameter(self, column: int, allowed: tuple[int, ...]) -> int:
+        if column not in self._bodies or self._bodies[column][0] not in allowed:
+            message = f"payload column {column} is missing, or its parameter is unknown"
             raise CorruptError(message)
-        return zstandard.ZstdDecompressor().decompress(body, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        message = f"payload column {column}: {error}"
-        raise CorruptError(message) from error
+        return self._bodies[column][0]
+
+    def numbers(self, column: int, dtype: type[Any], n: int) -> NDArray[Any]:
+        try:
+            return unpack_numbers(self._take(column), dtype, n)
+        except CorruptError as error:
+            message = f"payload column {column}: {error.message}"
+            raise CorruptError(message) from error
+
+    def bytes(self, column: int, least: int, most: int) -> bytes:
+        try:
+            return unpack_bytes(self._take(column), least, most)
+        except CorruptError as error:
+            message = f"payload column {column}: {error.message}"
+            raise CorruptError(message) from error
+
+    def _take(self, column: int) -> Packed:
+        if column not in self._bodies:
+            raise CorruptError("missing")
+        return self._bodies.pop(column)[1]
+
+    def done(self) -> None:
+        if self._bodies:
+            message = f"payload has columns {sorted(self._bodies)} that no reading needs"
+            raise CorruptError(message)
 
 
-def _unrun(bodies: Bodies, column: int, dtype: type[Any], count: int) -> NDArray[Any]:
-    width = np.dtype(dtype).itemsize
-    if bodies[column][0] == _PCO:
-        wide = _unpack(bodies, column, _WIDE[width], count)
-        if bodies[column][1] != width or (width == 1 and (wide > 255).any()):  # noqa: PLR2004 -- a byte
-            raise CorruptError("payload: a narrow column holds a wide value")
-        return wide.astype(dtype)
-    raw = _unbytes(bodies, column, 4 + count * (4 + width))
-    runs = int.from_bytes(raw[:4], "little") if len(raw) >= 4 else -1  # noqa: PLR2004 -- width of u32
-    if bodies[column][1] != width or not 0 < runs <= count or len(raw) != 4 + runs * (4 + width):
-        raise CorruptError("payload: runs of the wrong length")
-    lengths = np.frombuffer(raw, "<u4", runs, 4).astype(np.int64)
-    if lengths.sum() != count:
-        raise CorruptError("payload: runs do not add up")
-    return np.repeat(np.frombuffer(raw, f"<u{width}", runs, 4 + 4 * runs), lengths).astype(dtype)
-
-
-def _unvalues(bodies: Bodies, kind: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], tuple[str, ...]]:
+def _unvalues(body: _Bodies, kind: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], tuple[str, ...]]:
     values = np.zeros(len(kind), np.uint64)
-    texts: tuple[str, ...] = ()
-    for where, decoder in (
-        (kind == Kind.DOUBLE, _undoubles),
-        ((kind == Kind.INT64) | (kind == Kind.UINT64), _unintegers),
-        (kind == Kind.BOOL, _unbooleans),
-    ):
-        n = int(where.sum())
-        if n:
-            values[where] = decoder(bodies, n)
-    where = (kind == Kind.TEXT) | (kind == Kind.BYTES)
-    n = int(where.sum())
-    if n:
-        texts = _untexts(bodies)
-        indexes = _unpack(bodies, _TEXT, np.uint32, n)
-        if (indexes >= len(texts)).any():
-            raise CorruptError("payload: text index beyond the texts")
-        values[where] = indexes
+    where = kind == _OF_DOUBLE
+    if n := int(np.count_nonzero(where)):
+        values[where] = _undoubles(body, n)
+    where = (kind == _OF_INT) | (kind == _OF_UINT)
+    if n := int(np.count_nonzero(where)):
+        values[where] = body.numbers(INTEGER, np.int64, n).view(np.uint64)
+    where = kind == _OF_BOOL
+    if n := int(np.count_nonzero(where)):
+        size = -(-n // 8)
+        values[where] = np.unpackbits(np.frombuffer(body.bytes(BOOLEAN, size, size), np.uint8), count=n)
+    where = (kind == _OF_TEXT) | (kind == _OF_BYTES)
+    if not (n := int(np.count_nonzero(where))):
+        return values, ()
+    indexes = body.numbers(TEXT, np.uint32, n)
+    texts = _untexts(body.bytes(TEXTS, 2 * _U32, _U32 + TEXT_TABLE_BYTES_MAX))
+    if int(indexes.max()) >= len(texts):
+        raise CorruptError("payload: text index beyond the texts")
+    values[where] = indexes
     return values, texts
 
 
-def _undoubles(bodies: Bodies, n: int) -> NDArray[np.uint64]:
-    if _DECIMAL not in bodies:
-        return _unpack(bodies, _DOUBLE, np.float64, n).view(np.uint64)
-    exponent = bodies[_DECIMAL][1]
-    if exponent not in _DECIMALS:
-        raise CorruptError("payload: unknown decimal exponent")
-    result: NDArray[np.uint64] = (_unpack(bodies, _DECIMAL, np.int64, n) / 10.0**exponent).view(np.uint64)
+def _undoubles(body: _Bodies, n: int) -> NDArray[np.uint64]:
+    if not body.has(IS_DECIMAL):
+        if body.has(DECIMAL):
+            return _undecimals(body, n)
+        return body.numbers(DOUBLE, np.float64, n).view(np.uint64)
+    mask = body.numbers(IS_DECIMAL, np.uint8, n)
+    decimals = int(np.count_nonzero(mask == 1))
+    if int(mask.max()) > 1 or not 0 < decimals < n:
+        raise CorruptError("payload: `is decimal` says nothing, or neither 0 nor 1")
+    values = np.empty(n, np.uint64)
+    values[mask == 1] = _undecimals(body, decimals)
+    values[mask == 0] = body.numbers(DOUBLE, np.float64, n - decimals).view(np.uint64)
+    return values
+
+
+def _undecimals(body: _Bodies, n: int) -> NDArray[np.uint64]:
+    exponent = body.parameter(DECIMAL, _DECIMALS)
+    result: NDArray[np.uint64] = (body.numbers(DECIMAL, np.int64, n) / 10.0**exponent).view(np.uint64)
     return result
 
 
-def _unintegers(bodies: Bodies, n: int) -> NDArray[np.uint64]:
-    return _unpack(bodies, _INTEGER, np.int64, n).view(np.uint64)
-
-
-def _unbooleans(bodies: Bodies, n: int) -> NDArray[np.uint64]:
-    raw = _unbytes(bodies, _BOOLEAN, -(-n // 8))
-    if len(raw) != -(-n // 8):
-        raise CorruptError("payload: booleans of the wrong length")
-    return np.unpackbits(np.frombuffer(raw, np.uint8), count=n).astype(np.uint64)
-
-
-def _untexts(bodies: Bodies) -> tuple[str, ...]:
-    raw = _unbytes(bodies, _TEXTS, TEXT_TABLE_BYTES_MAX + 8)
-    number = int.from_bytes(raw[:4], "little") if len(raw) >= 4 else -1  # noqa: PLR2004
-    if not 0 < number <= limits.BLOCK_READINGS_MAX or len(raw) < 4 + 4 * number:
+def _untexts(raw: bytes) -> tuple[str, ...]:
+    number = int.from_bytes(raw[:_U32], "little")
+    at = _U32 + _U32 * number
+    if not 0 < number <= limits.BLOCK_READINGS_MAX or len(raw) < at:
         raise CorruptError("payload: texts of the wrong length")
-    lengths = struct.unpack_from(f"<{number}I", raw, 4)
-    at = 4 + 4 * number
+    lengths = struct.unpack_from(f"<{number}I", raw, _U32)
     if at + sum(lengths) != len(raw):
         raise CorruptError("payload: texts do not add up")
     texts = []

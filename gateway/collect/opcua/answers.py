@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from buffer.errors import CorruptError
 from gateway.collect.opcua.decode import Items, decode_items, join_items, ticks_to_ns
-from gateway.collect.opcua.reader import I32, I64, Reader
-from gateway.collect.opcua.variant import read_diagnostics, read_node_id
+from gateway.collect.opcua.reader import F64, I32, I64, Reader
+from gateway.collect.opcua.variant import read_diagnostics, read_localized, read_node_id
 from gateway.errors import PlantError
 
 if TYPE_CHECKING:
@@ -164,3 +164,65 @@ def _item_count(reader: Reader) -> int:
         message = f"{count} items in one message"
         raise CorruptError(message)
     return count
+
+
+# ---- subscriptions and browsing ----
+
+
+class CreatedItem(NamedTuple):
+    """What the server made of one monitored item. status: StatusCode; sampling in ms."""
+
+    status: int
+    item: int
+    sampling_ms: float
+    queue: int
+
+
+def parse_subscription(data: bytes) -> tuple[int, float, int, int]:
+    """Return id, publishing interval in ms, lifetime count and keep-alive count of a CreateSubscriptionResponse."""
+    reader = _response(data, 790, "CreateSubscription")
+    return reader.u32(), float(reader.number(F64)), reader.u32(), reader.u32()
+
+
+def parse_created_items(data: bytes) -> list[CreatedItem]:
+    """Return the results of a CreateMonitoredItemsResponse in the order of the request."""
+    reader = _response(data, 754, "CreateMonitoredItems")
+    made = []
+    for _ in range(reader.count()):
+        made.append(CreatedItem(reader.u32(), reader.u32(), float(reader.number(F64)), reader.u32()))
+        _skip_structure(reader)
+    return made
+
+
+def parse_transfer(data: bytes) -> list[tuple[int, tuple[int, ...]]]:
+    """Return status and available message numbers per subscription of a TransferSubscriptionsResponse."""
+    reader = _response(data, 844, "TransferSubscriptions")
+    return [(reader.u32(), _numbers(reader)) for _ in range(reader.count())]
+
+
+class Reference(NamedTuple):
+    """One reference found by Browse. node_class: 1 Object, 2 Variable, ... (OPC 10000-3, 8.29)."""
+
+    node: str
+    name: str
+    node_class: int
+
+
+def parse_browse(data: bytes, following: bool) -> list[tuple[int, bytes, list[Reference]]]:
+    """Return status, continuation point and references per node of a BrowseResponse, or of a BrowseNextResponse."""
+    reader = _response(data, 536 if following else 530, "Browse")
+    results = []
+    for _ in range(reader.count()):
+        status, point = reader.u32(), reader.blob() or b""
+        references = []
+        for _ in range(reader.count()):
+            read_node_id(reader)  # type of the reference
+            reader.byte()  # forward
+            node = read_node_id(reader)
+            reader.skip(2)
+            name = reader.text() or ""
+            read_localized(reader)
+            references.append(Reference(node, name, int(reader.number(I32))))
+            read_node_id(reader)  # type definition
+        results.append((status, point, references))
+    return results

@@ -21,7 +21,7 @@ import numpy as np
 from buffer.errors import CorruptError
 from buffer.types import UNCERTAIN, Flag, Kind
 from gateway.collect.clock import NO_TIME
-from gateway.collect.opcua.reader import I64, U16, Reader
+from gateway.collect.opcua.reader import F64, I64, U16, U64, Reader
 from gateway.collect.opcua.variant import MICROSECONDS_1601, TICKS_1970, Value, blob_value, read_value, text_value
 
 if TYPE_CHECKING:
@@ -80,6 +80,17 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.handle)
+
+    def value(self, row: int) -> float | bool | str | None:
+        """Return one value as a Python object; integers as int, base64 for ByteStrings."""
+        kind, bits = Kind(int(self.kind[row])), int(self.values[row])
+        if kind in (Kind.TEXT, Kind.BYTES):
+            return self.texts[bits]
+        if kind == Kind.DOUBLE:
+            return float(F64.unpack(U64.pack(bits))[0])
+        if kind == Kind.INT64:
+            return int(I64.unpack(U64.pack(bits))[0])
+        return None if kind == Kind.NULL else bool(bits) if kind == Kind.BOOL else bits
 
 
 class _Shape(NamedTuple):

@@ -262,7 +262,8 @@ def _plain_name(reader: Reader) -> str | None:
     return f"{namespace}:{name or ''}" if namespace else name
 
 
-def _plain_localized(reader: Reader) -> str | None:
+def read_localized(reader: Reader) -> str | None:
+    """Read a LocalizedText (OPC 10000-6, 5.2.2.14); return its text."""
     mask = reader.byte()
     if mask & 1:
         reader.text()
@@ -327,7 +328,7 @@ _PLAIN: Final[dict[int, Callable[[Reader], Any]]] = {
     17: read_node_id,
     18: read_node_id,
     20: _plain_name,
-    21: _plain_localized,
+    21: read_localized,
     22: _plain_structure,
     23: _plain_data_value,
     _VARIANT: _plain,

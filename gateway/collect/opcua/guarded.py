@@ -1,0 +1,336 @@
+"""asyncua behind a guard: subclasses that let only reads out, keep to our limits and wait for the load contract.
+
+asyncua 2.1 connects, secures and encodes requests; it never reconnects, publishes or decodes data here. Three layers of the guard:
+the request object (GuardedProtocol._send_request), its bytes before encryption (GuardedConnection.message_to_binary) and the socket
+(GuardedTransport). Only this file and session.py import asyncua; the private names they lean on are listed by
+tests/unit/test_opcua_session.py, which fails when their signatures move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import math
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import urlparse
+
+import asyncua.ua
+from asyncua import Client
+from asyncua.client.ua_client import UaClient, UASocketProtocol
+from asyncua.common.connection import SecureConnection, TransportLimits
+from asyncua.common.utils import Buffer
+from asyncua.crypto import security_policies
+from asyncua.crypto.uacrypto import InvalidSignature
+from asyncua.ua.ua_binary import from_binary, uatcp_to_binary
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from gateway.collect import guard
+from gateway.collect.opcua.answers import ServiceFault
+from gateway.errors import ConfigError, PlantError, TrustError, WriteRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.collect.opcua.throttle import Throttle
+    from gateway.settings import OpcuaSource
+
+ua: Any = asyncua.ua  # its generated types do not fit their own annotations
+
+CHUNK_BYTES_MAX: Final = 65_536  # what we announce in the Hello; a peer that sends more is cut off
+MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # 500,000 Doubles; bounds what a hostile server can make us hold
+REQUEST_TIMEOUT_S: Final = 10.0  # a PLC may take seconds to create a thousand items
+SESSION_TIMEOUT_S: Final = 60.0  # a session nobody uses is gone after this: small PLCs have four
+PORT_DEFAULT: Final = 4840
+
+_KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _USER_TIMEOUT_MS = 30, 10, 20_000  # stateful firewalls forget after 5 minutes
+_POLICIES: Final[dict[str, Any]] = {
+    "Basic256Sha256": security_policies.SecurityPolicyBasic256Sha256,
+    "Aes128Sha256RsaOaep": security_policies.SecurityPolicyAes128Sha256RsaOaep,
+    "Aes256Sha256RsaPss": security_policies.SecurityPolicyAes256Sha256RsaPss,
+}
+_NO_SECURITY: Final[Any] = security_policies.SecurityPolicyNone
+_MODES: Final = {"Sign": ua.MessageSecurityMode.Sign, "SignAndEncrypt": ua.MessageSecurityMode.SignAndEncrypt}
+
+
+# ---- the guard's three layers ----
+
+
+class Blessed(bytes):
+    """Wire bytes made by GuardedConnection from a request the guard has seen."""
+
+    __slots__ = ()
+
+
+class GuardedConnection(SecureConnection):
+    """Layer 2: looks at the encoded request before it is cut into chunks and encrypted. Also keeps to our own size limits."""
+
+    def message_to_binary(self, message: bytes, message_type: Any = ua.MessageType.SecureMessage, request_id: int = 0) -> bytes:
+        """Return wire bytes of an allowed request."""
+        guard.check_opcua_body(message)
+        return Blessed(super().message_to_binary(message, message_type, request_id))
+
+    def receive_from_header_and_body(self, header: Any, body: Any) -> Any:
+        """Take one chunk; a server's Acknowledge may lower our limits, never lift them (asyncua swaps and lifts them)."""
+        got = super().receive_from_header_and_body(header, body)
+        if isinstance(got, ua.Acknowledge):
+            self._limits.max_recv_buffer = CHUNK_BYTES_MAX
+            self._limits.max_send_buffer = min(CHUNK_BYTES_MAX, got.ReceiveBufferSize or CHUNK_BYTES_MAX)
+            self._limits.max_message_size = MESSAGE_BYTES_MAX
+            self._limits.max_chunk_count = MESSAGE_BYTES_MAX // 1024
+        return got
+
+
+class GuardedTransport:
+    """Layer 3: what reaches the socket is one Hello or blessed bytes."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        """Send blessed bytes or a Hello."""
+        if type(data) is not Blessed:
+            guard.check_opcua_hello(data)
+        self._transport.write(data)
+
+    def writelines(self, _parts: object) -> None:
+        """Refuse: asyncua never uses it."""
+        raise WriteRefused("writelines on a guarded socket")
+
+    def close(self) -> None:
+        """Close after what was written has left."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Say whether the socket is going."""
+        return self._transport.is_closing()
+
+
+class GuardedProtocol(UASocketProtocol):
+    """Layer 1: looks at the request object."""
+
+    def __init__(self, timeout: float, security_policy: Any) -> None:
+        limits = TransportLimits(CHUNK_BYTES_MAX, CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX // 1024, MESSAGE_BYTES_MAX)
+        super().__init__(timeout, security_policy, limits)
+        self._connection = GuardedConnection(security_policy, self._connection._limits)
+
+    def connection_made(self, transport: Any) -> None:
+        """Put layer 3 between asyncua and the socket."""
+        super().connection_made(cast("asyncio.Transport", GuardedTransport(transport)))
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; cut off a peer whose chunk is larger than we said we take."""
+        super().data_received(data)
+        if self.receive_buffer is not None and len(self.receive_buffer) > CHUNK_BYTES_MAX and self.transport is not None:
+            self.transport.abort()
+
+    async def send_hello(self, url: str, max_messagesize: int = 0, max_chunkcount: int = 0) -> Any:
+        """Say Hello with our real limits (asyncua announces 2 GiB)."""
+        hello = ua.Hello(0, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX, max_messagesize, max_chunkcount, url)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._callbackmap[0] = answer
+        if self.transport is None:
+            raise ConnectionError("connection lost before Hello")
+        self.transport.write(uatcp_to_binary(ua.MessageType.Hello, hello))
+        return await asyncio.wait_for(answer, self.timeout)
+
+    def _send_request(self, request: Any, timeout: float = 1, message_type: Any = ua.MessageType.SecureMessage) -> asyncio.Future[Any]:
+        kind: Any = getattr(request, "TypeId", None)
+        numeric = getattr(kind, "NamespaceIndex", None) == 0 and isinstance(kind.Identifier, int)
+        guard.check_opcua_service(kind.Identifier if numeric else -1)
+        future: asyncio.Future[Any] = super()._send_request(request, timeout, message_type)
+        return future
+
+
+class GuardedUaClient(UaClient):
+    """Builds guarded protocols, binds sockets to an interface, and waits for the load contract before every request."""
+
+    def __init__(self, throttle: Throttle, interface: str) -> None:
+        super().__init__(REQUEST_TIMEOUT_S)
+        self.throttle = throttle
+        self._interface = interface
+
+    def _make_protocol(self) -> GuardedProtocol:
+        self.protocol = GuardedProtocol(self._timeout, self.security_policy)
+        self.protocol.on_connection_lost = self._on_transport_lost
+        self.protocol.is_session_closing = self._is_session_closing
+        return self.protocol
+
+    async def connect_socket(self, host: str, port: int) -> None:
+        """Connect to a literal address: no name is resolved on this box."""
+        loop = asyncio.get_running_loop()
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+        sock = socket.socket(family, kind)
+        try:
+            sock.setblocking(False)
+            if self._interface:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
+            for level, option, value in (
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS),
+            ):
+                sock.setsockopt(level, option, value)
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await loop.sock_connect(sock, address)
+                await loop.create_connection(self._make_protocol, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _send_request(self, request: Any, timeout: float | None = None, message_type: Any = ua.MessageType.SecureMessage) -> Any:
+        began = await self.throttle.begin()
+        try:
+            data = await super()._send_request(request, timeout, message_type)
+        except (TimeoutError, ConnectionError):
+            self.throttle.spent(began, 0, failed=True)
+            raise
+        except ua.UaError:
+            self.throttle.spent(began, 0)
+            raise
+        self.throttle.spent(began, len(data))
+        return data
+
+
+class GuardedClient(Client):
+    """asyncua's client over guarded parts, with the policy made from pinned files instead of discovery."""
+
+    def __init__(self, settings: OpcuaSource, url: str, throttle: Throttle) -> None:
+        super().__init__(url, REQUEST_TIMEOUT_S)
+        self.uaclient = GuardedUaClient(throttle, settings.interface)
+        self.name = self.description = "Ebbgate"
+        self.application_uri = settings.application_uri
+        self.product_uri = "urn:ebbgate"
+        self.session_timeout = int(SESSION_TIMEOUT_S * 1000)
+        self.max_messagesize, self.max_chunkcount = MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX // 1024
+        self.security_policy = make_policy(settings)
+        self.uaclient.set_security(self.security_policy)
+        if settings.user:
+            self.set_user(settings.user)
+            self.set_password(read_password(settings))
+
+
+# ---- files: certificates, key, password ----
+
+
+def make_policy(settings: OpcuaSource) -> Any:
+    """Return asyncua's security policy for these settings; raise ConfigError or TrustError."""
+    if settings.security == "None":
+        return _NO_SECURITY()
+    name, _, mode = settings.security.partition(" ")
+    if name not in _POLICIES or mode not in _MODES:
+        choice = ", ".join(f"{policy} {how}" for policy in _POLICIES for how in _MODES)
+        raise ConfigError(f"source {settings.name}: security {settings.security!r} is not offered", f"Write one of: {choice}; or None.")
+    if not (settings.server_certificate and settings.certificate and settings.private_key):
+        raise TrustError(f"source {settings.name}: no pinned server certificate", f"Run: ebbgate trust {settings.name}")
+    try:
+        server = x509.load_der_x509_certificate(first_certificate(settings.server_certificate.read_bytes()))
+        ours = x509.load_der_x509_certificate(settings.certificate.read_bytes())
+        key = serialization.load_pem_private_key(settings.private_key.read_bytes(), None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TrustError(
+            f"source {settings.name}: certificate or key cannot be read: {error}",
+            f"Pin the server with `ebbgate trust {settings.name}`; our own pair is made by `ebbgate identity`.",
+        ) from error
+    return _POLICIES[name](server, ours, key, _MODES[mode])
+
+
+def first_certificate(der: bytes) -> bytes:
+    """Return the first certificate of a chain of DER certificates."""
+    return der[: int.from_bytes(der[2:4], "big") + 4] if der[:2] == b"\x30\x82" else der
+
+
+def read_password(settings: OpcuaSource) -> str:
+    """Return the password of the source's account; raise TrustError."""
+    if settings.password_file is None:
+        return ""
+    try:
+        return settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"source {settings.name}: {settings.password_file} cannot be read: {error}"
+        raise TrustError(message, "Write the password into it, mode 0400.") from error
+
+
+def endpoint_of(url: str) -> tuple[str, int]:
+    """Return host and port of an opc.tcp URL; raise ConfigError unless the host is a literal address."""
+    parts = urlparse(url)
+    try:
+        host, port = parts.hostname or "", parts.port or PORT_DEFAULT
+        socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
+    except (ValueError, OSError):
+        host = ""
+    if parts.scheme != "opc.tcp" or not host:
+        raise ConfigError(f"{url}: not opc.tcp://ADDRESS:PORT with a literal address", "Write the IP address: this box resolves no names.")
+    return host, port
+
+
+_COMPARE: Final = "The server is not the one whose certificate is pinned. Compare with: ebbgate trust SOURCE"
+
+
+@contextmanager
+def plant(context: str) -> Iterator[None]:
+    """Turn what asyncua and the network raise into errors that say whose fault it is."""
+    try:
+        yield
+    except ua.UaStatusCodeError as error:
+        raise ServiceFault(int(error.code), context) from error
+    except InvalidSignature as error:
+        raise TrustError(f"{context}: wrong signature in the answer", _COMPARE) from error
+    except ua.UaError as error:
+        if "ertificate" in str(error):
+            raise TrustError(f"{context}: {error}", _COMPARE) from error
+        raise PlantError(f"{context}: {error}") from error
+    except (TimeoutError, OSError) as error:
+        raise PlantError(f"{context}: {str(error) or 'no answer in time'}") from error
+
+
+def plain_bytes(body: Any) -> bytes:
+    """Return an answer's bytes."""
+    return bytes(body.copy().read(len(body)))
+
+
+# ---- structures of the standard namespace, as JSON ----
+
+# Those a variable of a plant may hold. A list, because asyncua would make a billion objects of a hostile array of an empty structure.
+_STRUCTURES: Final = {
+    str(node.to_string()): kind
+    for node, kind in ua.extension_objects_by_typeid.items()
+    if kind.__name__ in {"Range", "EUInformation", "Argument", "EnumValueType", "TimeZoneDataType", "BuildInfo", "ServerStatusDataType", "XVType"}
+}
+
+
+def structure(type_id: str, body: bytes) -> object:
+    """Return a JSON-able object of an ExtensionObject body of a known type; None if it is not known or the body is not that."""
+    if type_id not in _STRUCTURES:
+        return None
+    try:
+        return _jsonable(from_binary(_STRUCTURES[type_id], Buffer(body)))
+    except Exception:  # asyncua raises anything on hostile bytes; the bytes are then kept as they are
+        return None
+
+
+def _jsonable(thing: Any) -> object:
+    if isinstance(thing, enum.Enum):
+        return thing.value
+    if isinstance(thing, float):
+        return thing if math.isfinite(thing) else str(thing)
+    if isinstance(thing, str):
+        return thing.encode(errors="replace").decode()
+    if isinstance(thing, list | tuple):
+        return [_jsonable(one) for one in thing]
+    if isinstance(thing, ua.NodeId):
+        return str(thing.to_string())
+    if dataclasses.is_dataclass(thing):
+        return {one.name: _jsonable(getattr(thing, one.name)) for one in dataclasses.fields(thing) if one.name != "Encoding"}
+    return thing if thing is None or isinstance(thing, int) else str(thing)

@@ -1,0 +1,195 @@
+"""Decoded items -> readings of tags: scale, bad raw values, clock, first values, life signs, markers. Pure; arrays over all tags of a source.
+
+The client handle of a monitored item is the number of its tag, which lasts as long as the stream: a subscription that outlived a
+restart still means the same tags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from buffer.types import BAD_NO_DATA, Columns, Flag, Kind
+from gateway.collect.clock import NO_TIME, Stamped, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gateway.collect.opcua.decode import Items
+    from gateway.collect.source import Reading
+    from gateway.settings import Clock, TagRow
+
+TYPES_NOTED_MAX: Final = 20  # tags named in one notice about changed types
+_NUMERIC: Final = (Kind.DOUBLE, Kind.INT64, Kind.UINT64, Kind.BOOL)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Readings of one message. retyped: tag number -> kinds before and after. dropped: first values that were committed already."""
+
+    columns: Columns
+    stamped: Stamped
+    retyped: Mapping[int, tuple[Kind, Kind]] = field(default_factory=dict)
+    dropped: int = 0
+
+
+class TagStates:
+    """The newest reading of every tag of one source, and what is expected of it next. Row = place in the sorted tag numbers."""
+
+    def __init__(self, tags: Sequence[TagRow], last: Mapping[int, Reading]) -> None:
+        """tags: with numbers. last: what the ring knows (gateway.collect.source.Known)."""
+        self.tags = tuple(sorted(tags, key=lambda tag: tag.number))
+        n = len(self.tags)
+        self.numbers = np.fromiter((tag.number for tag in self.tags), np.uint32, n)
+        self.heartbeat_ns = np.fromiter((tag.heartbeat_ns for tag in self.tags), np.int64, n)
+        self._scale = np.fromiter((tag.scale for tag in self.tags), np.float64, n)
+        self._offset = np.fromiter((tag.offset for tag in self.tags), np.float64, n)
+        self._scaled = (self._scale != 1.0) | (self._offset != 0.0)
+        self._bad_raw = {row: {_raw(text) for text in tag.bad_raw} for row, tag in enumerate(self.tags) if tag.bad_raw}
+        self.has = np.zeros(n, np.bool_)
+        self.marked = np.zeros(n, np.bool_)  # a marker stands in the plot where the value should be
+        self._kind = np.full(n, Kind.NULL, np.uint8)
+        self._value = np.zeros(n, np.uint64)
+        self._text: dict[int, str] = {}
+        self._quality = np.zeros(n, np.uint32)
+        self._source = np.zeros(n, np.int64)
+        self.written_ns = np.zeros(n, np.int64)  # gateway time of the newest reading, repeated ones included
+        self._awaited = np.ones(n, np.bool_)  # the next value may be one we have
+        self._initial = np.zeros(n, np.bool_)  # the next value is the first of a new item
+        for row, tag in enumerate(self.tags):
+            if tag.number in last:
+                self._remember(row, last[tag.number])
+
+    def _remember(self, row: int, reading: Reading) -> None:
+        self.has[row], self.marked[row] = True, bool(reading.flags & Flag.MARKER)
+        self._kind[row], self._quality[row], self._source[row] = reading.kind, reading.quality, reading.ts_source_ns
+        self.written_ns[row] = reading.ts_ns
+        if isinstance(reading.value, str):
+            self._text[row] = reading.value
+        else:
+            self._value[row] = reading.value
+
+    @property
+    def newest_ns(self) -> int:
+        """Time of the newest reading, 0 if there is none."""
+        return int(self.written_ns.max(initial=0))
+
+    def await_first(self, numbers: Sequence[int]) -> None:
+        """New items were made: their next value is a first value."""
+        rows = self.rows(np.asarray(numbers, np.uint32))[0]
+        self._awaited[rows] = self._initial[rows] = True
+
+    def rows(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the rows of tag numbers (only of those we have) and which we have."""
+        if not len(self.numbers):
+            return np.empty(0, np.int64), np.zeros(len(numbers), np.bool_)
+        found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        ours = self.numbers[found] == numbers
+        return found[ours].astype(np.int64), ours
+
+    def take(self, items: Items, now_ns: int, since_ns: int, trusted: bool, clock: Clock) -> Taken:
+        """Return the readings of one message, in its order; first values that the ring has already are left out."""
+        rows, ours = self.rows(items.handle)
+        kind, values, quality = items.kind[ours], items.values[ours], items.quality[ours]
+        said, flags = items.source_ns[ours], items.flags[ours]
+        self._convert(rows, kind, values, quality)
+        first = np.zeros(len(rows), np.bool_)
+        first[np.unique(rows, return_index=True)[1]] = True
+        initial = first & self._initial[rows]
+        known = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
+        self._awaited[rows] = self._initial[rows] = False
+        keep = ~known
+        rows, kind, values, quality, said, flags = rows[keep], kind[keep], values[keep], quality[keep], said[keep], flags[keep]
+        retyped = self._retyped(rows, kind)
+        stamped = stamp(said, initial[keep], now_ns, since_ns, trusted, clock)
+        source = stamped.ts_ns if stamped.ts_source_ns is None else stamped.ts_source_ns
+        self._store(rows, kind, values, quality, source, now_ns, items.texts)
+        columns = Columns(
+            self.numbers[rows], stamped.ts_ns, kind, values, quality, stamped.flags | flags, stamped.ts_source_ns, items.texts if len(rows) else ()
+        )
+        return Taken(columns, stamped, retyped, int(known.sum()))
+
+    def _convert(self, rows: NDArray[np.int64], kind: NDArray[np.uint8], values: NDArray[np.uint64], quality: NDArray[np.uint32]) -> None:
+        """Apply bad_raw, then scale and offset, in place."""
+        if self._bad_raw:
+            for at in np.flatnonzero(np.isin(rows, list(self._bad_raw)) & np.isin(kind, _NUMERIC)):
+                number = float(_as_double(kind[at : at + 1], values[at : at + 1])[0])
+                wanted = self._bad_raw[int(rows[at])]
+                if number in wanted or (number != number and None in wanted):
+                    kind[at], values[at], quality[at] = Kind.NULL, 0, BAD_NO_DATA
+        change = np.flatnonzero(self._scaled[rows] & np.isin(kind, _NUMERIC))
+        if len(change):
+            scaled = _as_double(kind[change], values[change]) * self._scale[rows[change]] + self._offset[rows[change]]
+            values[change], kind[change] = scaled.view(np.uint64), Kind.DOUBLE
+
+    def _same(self, rows: Any, kind: Any, values: Any, quality: Any, said: Any, texts: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Say which values equal the newest reading bit for bit, with the source's time where it gives one."""
+        same = self.has[rows] & ~self.marked[rows] & (kind == self._kind[rows]) & (quality == self._quality[rows])
+        same &= (said == self._source[rows]) | (said == NO_TIME)
+        text = (kind == Kind.TEXT) | (kind == Kind.BYTES)
+        same &= text | (values == self._value[rows])
+        for at in np.flatnonzero(same & text):
+            same[at] = self._text.get(int(rows[at])) == texts[int(values[at])]
+        return np.asarray(same, np.bool_)
+
+    def _retyped(self, rows: Any, kind: Any) -> dict[int, tuple[Kind, Kind]]:
+        before = self._kind[rows]
+        changed = np.flatnonzero(self.has[rows] & (before != kind) & (before != Kind.NULL) & (kind != Kind.NULL))
+        return {int(self.numbers[rows[at]]): (Kind(int(before[at])), Kind(int(kind[at]))) for at in changed[:TYPES_NOTED_MAX]}
+
+    def _store(self, rows: Any, kind: Any, values: Any, quality: Any, source: Any, now_ns: int, texts: tuple[str, ...]) -> None:
+        self._kind[rows], self._quality[rows], self._source[rows] = kind, quality, source
+        self._value[rows], self.written_ns[rows] = values, now_ns
+        self.has[rows], self.marked[rows] = True, False
+        for at in np.flatnonzero((kind == Kind.TEXT) | (kind == Kind.BYTES)):
+            self._text[int(rows[at])] = texts[int(values[at])]
+
+    # ---- readings nobody sent ----
+
+    def repeat(self, which: NDArray[np.bool_], now_ns: int, trusted: bool) -> Columns:
+        """Return the newest reading of each chosen tag again: ts = now, its source time kept, REPEATED."""
+        rows = np.flatnonzero(which & self.has)
+        kind, values = self._kind[rows], self._value[rows].copy()
+        texts = []
+        for at in np.flatnonzero((kind == Kind.TEXT) | (kind == Kind.BYTES)):
+            values[at] = len(texts)
+            texts.append(self._text[int(rows[at])])
+        flags = np.full(len(rows), Flag.REPEATED if trusted else Flag.REPEATED | Flag.CLOCK_UNTRUSTED, np.uint16)
+        self.written_ns[rows], self.marked[rows] = now_ns, False
+        ts = np.full(len(rows), now_ns, np.int64)
+        return Columns(self.numbers[rows], ts, kind, values, self._quality[rows], flags, self._source[rows], tuple(texts))
+
+    def due(self, now_ns: int) -> NDArray[np.bool_]:
+        """Say whose heartbeat is due."""
+        return (self.heartbeat_ns > 0) & self.has & ~self.marked & (now_ns - self.written_ns >= self.heartbeat_ns)
+
+    def mark(self, quality: int, ts_ns: int) -> Columns:
+        """Return one marker per tag that has a value and no marker yet: no value, this quality."""
+        rows = np.flatnonzero(self.has & ~self.marked)
+        self.marked[rows] = True
+        return self._markers(rows, np.full(len(rows), quality, np.uint32), ts_ns)
+
+    def refuse(self, refused: Mapping[int, int], ts_ns: int) -> Columns:
+        """Return one marker per refused tag (number -> status code)."""
+        rows, _ = self.rows(np.fromiter(refused, np.uint32, len(refused)))
+        self.marked[rows] = self.has[rows]
+        return self._markers(rows, np.fromiter((refused[int(n)] for n in self.numbers[rows]), np.uint32, len(rows)), ts_ns)
+
+    def _markers(self, rows: NDArray[Any], quality: NDArray[np.uint32], ts_ns: int) -> Columns:
+        n = len(rows)
+        nulls, zeros = np.full(n, Kind.NULL, np.uint8), np.zeros(n, np.uint64)
+        return Columns(self.numbers[rows], np.full(n, ts_ns, np.int64), nulls, zeros, quality, np.full(n, Flag.MARKER, np.uint16), None, ())
+
+
+def _raw(text: str) -> float | None:
+    """Return a bad raw value as a number, None for "nan"."""
+    return None if text.strip().lower() == "nan" else float(int(text, 16)) if text.lower().startswith("0x") else float(text)
+
+
+def _as_double(kind: NDArray[np.uint8], values: NDArray[np.uint64]) -> NDArray[np.float64]:
+    double = values.view(np.float64) if values.flags.c_contiguous else np.ascontiguousarray(values).view(np.float64)
+    return np.where(kind == Kind.DOUBLE, double, np.where(kind == Kind.INT64, values.view(np.int64), values).astype(np.float64))

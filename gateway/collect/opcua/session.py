@@ -1,0 +1,379 @@
+"""One session with one server: connect or take up again, and the requests a source makes, as bytes in and out.
+
+A session outlives its connection by SESSION_TIMEOUT_S: `Resume` carries what ActivateSession needs on a new channel (OPC 10000-4,
+5.6.3), in memory over a cut and in the source's state file over a restart, so that neither costs the server a second session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from asyncua.common.utils import Buffer
+from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary
+
+from buffer.errors import CorruptError
+from gateway.collect.clock import NO_TIME
+from gateway.collect.opcua import answers
+from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.decode import join_items
+from gateway.collect.opcua.guarded import GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
+from gateway.errors import PlantError, TrustError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from gateway.collect.opcua.decode import Items
+    from gateway.collect.opcua.throttle import Throttle
+    from gateway.settings import OpcuaSource
+
+LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_0000})  # UserAccessDenied, IdentityToken*, UserSignature
+SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
+VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
+
+_LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
+_FACTS: Final = (2255, 2257, 2258)  # NamespaceArray, StartTime, CurrentTime
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What ActivateSession needs to take a session up on another channel. Hexadecimal; a secret."""
+
+    token: str
+    nonce: str
+    policy_id: str
+    policy_uri: str
+    certificate: str  # the server's, base64
+
+    def export(self) -> dict[str, str]:
+        """Return JSON for the state file."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, saved: object) -> Resume | None:
+        """Return what `export` gave, None for anything else."""
+        if not isinstance(saved, dict) or set(saved) != set(cls.__slots__) or not all(isinstance(v, str) for v in saved.values()):
+            return None
+        return cls(**saved)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a server says of itself. Limits are requests' sizes, never 0. skew_ns: its clock minus ours, None if it has none."""
+
+    namespaces: tuple[str, ...]
+    start_us: int
+    skew_ns: int | None
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One monitored item as asked for. deadband: absolute, raw units; 0: every change."""
+
+    handle: int
+    node: str
+    sampling_ms: float
+    queue: int
+    deadband: float
+
+
+def node_id(text: str) -> Any:
+    """Return asyncua's NodeId; raise PlantError if no such text can be one."""
+    with plant(f"node {text!r}"):
+        return ua.NodeId.from_string(text)
+
+
+class Session:
+    """An activated session on an open channel. Every request waits for the load contract; every failure is a PlantError or TrustError."""
+
+    def __init__(self, client: GuardedClient, url: str, items_max: int, *, resumed: bool) -> None:
+        self._client = client
+        self._url = url
+        self._items_max = items_max
+        self.resumed = resumed
+        self.facts = Facts((), 0, None, dict.fromkeys(_LIMITS, items_max))
+
+    # ---- life ----
+
+    @classmethod
+    async def connect(cls, settings: OpcuaSource, url: str, throttle: Throttle, resume: Resume | None, may_create: Callable[[bool], None]) -> Session:
+        """Connect; take `resume` up, or make a new session.
+
+        may_create(gone) is called before a new session is asked for and may raise; gone: the server said that the one of `resume` is no more.
+        """
+        host, port = endpoint_of(url)
+        client = GuardedClient(settings, url, throttle)
+        context = f"{settings.name} {url}"
+        try:
+            began = await throttle.begin()
+            with plant(context):
+                await client.uaclient.connect_socket(host, port)
+                await client.send_hello()
+                await client.open_secure_channel()
+            throttle.spent(began, 0)
+            gone = False
+            if resume is not None:
+                try:
+                    await _take_up(client, resume, context)
+                    return cls(client, url, settings.load.items, resumed=True)
+                except ServiceFault as fault:
+                    if fault.status in LOGIN_REFUSED:
+                        raise
+                    gone = fault.status in SESSION_GONE
+            may_create(gone)
+            await _create(client, context)
+            return cls(client, url, settings.load.items, resumed=False)
+        except BaseException:
+            _abort(client)
+            raise
+
+    def resume(self) -> Resume:
+        """Return what a later connection needs; valid until the next ActivateSession."""
+        client = self._client
+        policy = client.server_policy(_token_type(client))
+        return Resume(
+            nodeid_to_binary(client.uaclient.session.authentication_token).hex(),
+            bytes(client._server_nonce or b"").hex(),
+            policy.PolicyId or "",
+            policy.SecurityPolicyUri or "",
+            base64.b64encode(client.security_policy.peer_certificate or b"").decode(),
+        )
+
+    @property
+    def renew_after_s(self) -> float:
+        """When the channel's keys want renewal: three quarters of their life (OPC 10000-4, 5.5.2.1)."""
+        return self._client.secure_channel_timeout * 0.75 / 1000
+
+    async def renew(self) -> None:
+        """Renew the channel's keys."""
+        with plant(f"{self._url}: renew channel"):
+            await self._client.open_secure_channel(renew=True)
+            self._client.uaclient.revolve_security_token()
+
+    async def close(self) -> bool:
+        """End session and subscriptions at the server; return whether it confirmed. Never raises for the plant's faults."""
+        confirmed = False
+        with contextlib.suppress(PlantError, TrustError):
+            with plant(f"{self._url}: close"):
+                self._client.uaclient.session._publish_task = None
+                await self._client.uaclient.close_session(True)
+                confirmed = True
+                await self._client.uaclient.close_secure_channel()
+        self._client.uaclient.disconnect_socket()
+        return confirmed
+
+    def drop(self) -> None:
+        """Cut the connection at once; the session stays at the server until it is taken up or times out."""
+        _abort(self._client)
+
+    # ---- requests ----
+
+    async def _call(self, request: Any, context: str) -> bytes:
+        with plant(f"{self._url}: {context}"):
+            return plain_bytes(await self._client.uaclient._send_request(request))
+
+    async def read_facts(self, wall_ns: Callable[[], int]) -> Facts:
+        """Ask the server for namespaces, start time, clock and limits; keep and return them."""
+        names = [f"Server_ServerCapabilities_OperationLimits_{name}" for name in _LIMITS]
+        nodes = [f"i={number}" for number in (*_FACTS, *(getattr(ua.ObjectIds, name) for name in names))]
+        before = wall_ns()
+        items = await self.read(nodes, VALUE)
+        middle = (before + wall_ns()) // 2
+        space, start, clock, *limits = (items.value(row) for row in range(len(nodes)))
+        known = json.loads(space) if isinstance(space, str) else []
+        sizes = (min(limit, self._items_max) if isinstance(limit, int) and limit > 0 else self._items_max for limit in limits)
+        skew = clock * 1000 - middle if isinstance(clock, int) else None
+        self.facts = Facts(tuple(map(str, known)), start if isinstance(start, int) else 0, skew, dict(zip(_LIMITS, sizes, strict=True)))
+        return self.facts
+
+    async def read(self, nodes: Sequence[str], attribute: int) -> Items:
+        """Return one attribute of many nodes, in their order and in as many requests as the server's limits want."""
+        parts = []
+        for chunk in _chunks(nodes, self.facts.limits["MaxNodesPerRead"]):
+            request = ua.ReadRequest()
+            request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
+            request.Parameters.NodesToRead = [ua.ReadValueId(NodeId=node_id(node), AttributeId=attribute) for node in chunk]
+            items = answers.decode_read(await self._call(request, "Read"), structure)
+            if len(items) != len(chunk):
+                raise CorruptError(f"{self._url}: Read of {len(chunk)} nodes answered with {len(items)}")
+            parts.append(items)
+        return join_items(parts)
+
+    async def create_subscription(self, publish_ms: float, keep_alive_s: float, lifetime_s: float, batch: int) -> tuple[int, float, int]:
+        """Return id, publishing interval (ms) and keep-alive count as the server revised them."""
+        request = ua.CreateSubscriptionRequest()
+        wanted = request.Parameters
+        wanted.RequestedPublishingInterval = publish_ms
+        wanted.RequestedMaxKeepAliveCount = max(1, round(keep_alive_s * 1000 / publish_ms))
+        wanted.RequestedLifetimeCount = max(3 * wanted.RequestedMaxKeepAliveCount, round(lifetime_s * 1000 / publish_ms))
+        wanted.MaxNotificationsPerPublish = batch
+        number, interval, _, keep_alive = answers.parse_subscription(await self._call(request, "CreateSubscription"))
+        return number, interval, keep_alive
+
+    async def create_items(self, subscription: int, wishes: Sequence[Wish]) -> list[answers.CreatedItem]:
+        """Create monitored items in chunks; return one result per wish, in order."""
+        made: list[answers.CreatedItem] = []
+        for chunk in _chunks(wishes, self.facts.limits["MaxMonitoredItemsPerCall"]):
+            request = ua.CreateMonitoredItemsRequest()
+            request.Parameters.SubscriptionId = subscription
+            request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
+            request.Parameters.ItemsToCreate = [_item(wish) for wish in chunk]
+            got = answers.parse_created_items(await self._call(request, "CreateMonitoredItems"))
+            if len(got) != len(chunk):
+                raise CorruptError(f"{self._url}: {len(chunk)} items asked for, {len(got)} answered")
+            made += got
+        return made
+
+    async def delete_subscription(self, subscription: int) -> None:
+        """Delete a subscription of ours; one that is gone already is gone."""
+        request = ua.DeleteSubscriptionsRequest()
+        request.Parameters.SubscriptionIds = [subscription]
+        with contextlib.suppress(ServiceFault):
+            await self._call(request, "DeleteSubscriptions")
+
+    async def transfer(self, subscription: int) -> bool:
+        """Take over a subscription of a session that is gone; return whether the server did (an S7-1500 never does)."""
+        request = ua.TransferSubscriptionsRequest()
+        request.Parameters.SubscriptionIds = [subscription]
+        request.Parameters.SendInitialValues = False
+        try:
+            results = answers.parse_transfer(await self._call(request, "TransferSubscriptions"))
+        except ServiceFault:
+            return False
+        return len(results) == 1 and not results[0][0] >> 31
+
+    async def republish(self, subscription: int, number: int) -> answers.Message:
+        """Return a message again; raise ServiceFault if the server no longer has it."""
+        request = ua.RepublishRequest()
+        request.Parameters.SubscriptionId = subscription
+        request.Parameters.RetransmitSequenceNumber = number
+        return answers.parse_republish(await self._call(request, "Republish"))
+
+    def publish(self, acknowledge: Iterable[tuple[int, int]]) -> asyncio.Future[Any]:
+        """Send a PublishRequest with (subscription, message number) acknowledged; the answer's bytes come through `plain_bytes`.
+
+        The caller has waited for the load contract. The request waits at the server as long as the server likes.
+        """
+        request = ua.PublishRequest()
+        request.Parameters.SubscriptionAcknowledgements = [ua.SubscriptionAcknowledgement(one, number) for one, number in acknowledge]
+        protocol = self._client.uaclient.protocol
+        with plant(f"{self._url}: Publish"):
+            if protocol is None:
+                raise ConnectionError("connection lost")
+            return protocol._send_request(request, 0)
+
+    async def history(self, nodes: Sequence[tuple[str, int, bytes]], to_ns: int, most: int) -> list[answers.History]:
+        """Return raw history from (node, from_ns, continuation point) up to to_ns, at most `most` values a node, bounds not asked for."""
+        request = ua.HistoryReadRequest()
+        first = min(from_ns for _, from_ns, _ in nodes)
+        request.Parameters.HistoryReadDetails = ua.ReadRawModifiedDetails(
+            IsReadModified=False, StartTime=_moment(first), EndTime=_moment(to_ns), NumValuesPerNode=most, ReturnBounds=False
+        )
+        request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
+        request.Parameters.ReleaseContinuationPoints = False
+        request.Parameters.NodesToRead = [ua.HistoryReadValueId(NodeId=node_id(node), ContinuationPoint=point or None) for node, _, point in nodes]
+        return answers.decode_history(await self._call(request, "HistoryRead"), structure)
+
+    async def browse(self, nodes: Sequence[str]) -> list[tuple[int, bytes, list[answers.Reference]]]:
+        """Return the children (hierarchical references) of nodes; a continuation point is followed with `browse_next`."""
+        request = ua.BrowseRequest()
+        request.Parameters.NodesToBrowse = [
+            ua.BrowseDescription(NodeId=node_id(node), ReferenceTypeId=ua.NodeId(ua.ObjectIds.HierarchicalReferences), ResultMask=63)
+            for node in nodes
+        ]
+        return answers.parse_browse(await self._call(request, "Browse"), False)
+
+    async def browse_next(self, point: bytes) -> tuple[int, bytes, list[answers.Reference]]:
+        """Return more children from a continuation point."""
+        request = ua.BrowseNextRequest()
+        request.Parameters.ReleaseContinuationPoints = False
+        request.Parameters.ContinuationPoints = [point]
+        results = answers.parse_browse(await self._call(request, "BrowseNext"), True)
+        return results[0] if results else (0, b"", [])
+
+
+def _chunks(things: Sequence[Any], size: int) -> list[Any]:
+    return [things[at : at + size] for at in range(0, len(things), size)]
+
+
+def _moment(ns: int) -> datetime:
+    return datetime.fromtimestamp(0 if ns == NO_TIME else ns // 10**9, UTC).replace(microsecond=ns % 10**9 // 1000)
+
+
+def _item(wish: Wish) -> Any:
+    item = ua.MonitoredItemCreateRequest()
+    item.ItemToMonitor = ua.ReadValueId(NodeId=node_id(wish.node), AttributeId=VALUE)
+    item.MonitoringMode = ua.MonitoringMode.Reporting
+    asked = item.RequestedParameters
+    asked.ClientHandle, asked.SamplingInterval, asked.QueueSize, asked.DiscardOldest = wish.handle, wish.sampling_ms, wish.queue, True
+    if wish.deadband > 0:
+        asked.Filter = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, int(ua.DeadbandType.Absolute), wish.deadband)
+    return item
+
+
+def _token_type(client: GuardedClient) -> Any:
+    return ua.UserTokenType.UserName if client._username else ua.UserTokenType.Anonymous
+
+
+async def _create(client: GuardedClient, context: str) -> None:
+    """CreateSession and ActivateSession; a session whose login was refused is closed again."""
+    with plant(f"{context}: CreateSession"):
+        await client.create_session()
+    try:
+        with plant(f"{context}: ActivateSession"):
+            await client._activate_with_credentials()
+    except (PlantError, TrustError):
+        with contextlib.suppress(PlantError, TrustError):
+            with plant(context):
+                await client.uaclient.close_session(True)
+        raise
+
+
+async def _take_up(client: GuardedClient, resume: Resume, context: str) -> None:
+    """ActivateSession of an existing session on this channel."""
+    try:
+        token = nodeid_from_binary(Buffer(bytes.fromhex(resume.token)))
+        client._server_nonce = bytes.fromhex(resume.nonce)
+        certificate = base64.b64decode(resume.certificate, validate=True)
+    except (ValueError, ua.UaError) as error:
+        raise ServiceFault(min(SESSION_GONE), context) from error
+    policy = cast("Any", client.security_policy)
+    if not policy.peer_certificate:
+        policy.peer_certificate = certificate or None
+    client._policy_ids = [ua.UserTokenPolicy(PolicyId=resume.policy_id, TokenType=_token_type(client), SecurityPolicyUri=resume.policy_uri)]
+    client.uaclient.session.restore_authentication_token(token)
+    try:
+        with plant(f"{context}: ActivateSession"):
+            await client._activate_with_credentials()
+    except (PlantError, TrustError):
+        client.uaclient.session.reset_authentication_token()
+        raise
+
+
+def _abort(client: GuardedClient) -> None:
+    protocol = client.uaclient.protocol
+    if protocol is not None and protocol.transport is not None:
+        protocol.transport.abort()
+    client.uaclient.disconnect_socket()
+
+
+async def server_certificates(settings: OpcuaSource, url: str, throttle: Throttle) -> dict[str, bytes]:
+    """Return "policy mode" -> DER certificate of each endpoint a server offers, asked without security (for `ebbgate trust`)."""
+    host, port = endpoint_of(url)
+    client = GuardedClient(replace(settings, security="None", user=""), url, throttle)
+    try:
+        with plant(url):
+            await client.uaclient.connect_socket(host, port)
+            await client.send_hello()
+            await client.open_secure_channel()
+            endpoints = await client.get_endpoints()
+    finally:
+        _abort(client)
+    named = {f"{end.SecurityPolicyUri.rpartition('#')[2]} {end.SecurityMode.name.rstrip('_')}": end.ServerCertificate for end in endpoints}
+    return {name: first_certificate(der) for name, der in named.items() if der}

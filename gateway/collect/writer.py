@@ -11,21 +11,24 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from buffer import limits
 from buffer.errors import StorageFault
 from buffer.notice import NoticeKind, encode_notice
+from buffer.ring import GapStepRequest
 from buffer.types import concat
+from gateway.collect.source import Gap, Known, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buffer.ring import Instant, Ring
     from buffer.types import Columns
-    from gateway.collect.source import Batch, Known
+    from buffer.tagtable import TagTable
+    from gateway.collect.source import Batch
     from gateway.runtime import Runtime
 
 PENDING_READINGS_MAX: Final = 200_000  # about 20 MB of columns: ten seconds of a busy site
@@ -58,8 +61,10 @@ class WriterStatus:
 class Writer:
     """Implements gateway.collect.source.Sink over one Ring. `run` must be running for `commit` to return."""
 
-    def __init__(self, ring: Ring, runtime: Runtime, instant: Callable[[], Instant], commit_ns: int) -> None:
+    def __init__(self, ring: Ring, table: TagTable, runtime: Runtime, instant: Callable[[], Instant], commit_ns: int) -> None:
         self._ring = ring
+        self._table = table
+        self._stopping = False
         self._runtime = runtime
         self._instant = instant
         self._commit_s = commit_ns / 1e9
@@ -83,8 +88,17 @@ class Writer:
         await asyncio.shield(done)
 
     def known(self, source: str) -> Known:
-        """Return the committed state of a source."""
-        return self._ring.known(source)
+        """Return the state of a source: everything handed to `commit` so far is in it, durable or not."""
+        number = self._table.source_number(source)
+        last = self._ring.last
+        tags = [tag.number for tag in self._table.of_source(source)]
+        readings = {n: Reading(*astuple(stored)) for n in tags if (stored := last.tag(n)) is not None}
+        gaps = tuple(
+            Gap(g.id, g.from_ns, g.progress, {n: Reading(*astuple(r)) for n, r in g.last.items()}, dict(g.first_live_ns))
+            for g in sorted(last.gaps.values(), key=lambda g: g.id)
+            if g.source == number
+        )
+        return Known(last.positions.get(number), readings, gaps)
 
     def notice(self, kind: int, source: str, **detail: object) -> None:
         """Queue a notice for the next commit; more than NOTICES_MAX are counted instead of kept."""
@@ -97,13 +111,18 @@ class Writer:
     # ---- the loop ----
 
     async def run(self) -> None:
-        """Commit until cancelled: soon after something arrived, and at least every 10 s, so that silence has a meaning."""
-        while True:
+        """Commit until `stop`: soon after something arrived, and at least every 10 s, so that silence has a meaning."""
+        while not self._stopping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limits.COMMIT_INTERVAL_MAX_NS / 1e9 - self._commit_s):
                     await self._arrived.wait()
             await self._runtime.sleep(self._commit_s)
             await self.flush()
+
+    def stop(self) -> None:
+        """Have `run` return after the next commit: what waits then is durable."""
+        self._stopping = True
+        self._arrived.set()
 
     async def flush(self) -> None:
         """Commit what waits now (an empty block if nothing does); return when it is durable."""
@@ -135,7 +154,11 @@ class Writer:
             return cast("Result", await self._runtime.offload(action))
 
     def _append(self, batch: Batch) -> None:
-        self._ring.append(batch.columns, batch.source, batch.position, batch.gap)
+        gap = None
+        if batch.gap is not None:
+            tags = tuple(tag.number for tag in self._table.of_source(batch.source))
+            gap = GapStepRequest(str(batch.gap.step), batch.gap.id, batch.gap.from_ns, batch.gap.progress, tags)
+        self._ring.append(batch.columns, self._table.source_number(batch.source), batch.position, gap)
 
     async def _commit_for_ever(self) -> None:
         for attempt in itertools.count():

@@ -140,6 +140,7 @@ class LakeSink:
         self.name = name
         self._root = root
         self._state = state
+        self._begun: dict[str, int] = {}
 
     # ---- Sink ----
 
@@ -175,7 +176,7 @@ class LakeSink:
 
     # ---- inside ----
 
-    _begun: dict[str, int] = {}
+
 
     def _path(self, stream: str) -> Path:
         return self._state / f"{self.name}-{stream}.json"

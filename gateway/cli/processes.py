@@ -1,0 +1,157 @@
+"""collect, upload, receive, deliver, console, run: the processes. Each imports only its own side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+GATEWAY_TOML = "/etc/ebbgate/gateway.toml"
+SITE_TOML = "/etc/ebbgate/receiver.toml"
+
+config_gateway = click.option("--config", "config", type=click.Path(path_type=Path), default=Path(GATEWAY_TOML), show_default=True)
+config_site = click.option("--config", "config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True)
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
+
+
+def serve(name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a service until SIGTERM or SIGINT, then let it stop in order."""
+    from gateway.runtime import configure_logging
+
+    configure_logging(name, verbose)
+
+    async def run() -> None:
+        task = asyncio.create_task(service())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    try:
+        asyncio.run(run())
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+@click.command("collect")
+@config_gateway
+@verbose_option
+def collect_command(config: Path, verbose: bool) -> None:
+    """Read the sources into the ring, read-only, until stopped. SIGTERM stops in order."""
+    from gateway import runtime
+    from gateway.collect.service import run
+    from gateway.config import load_gateway
+
+    settings = load_gateway(config)
+    serve("collect", verbose, lambda: run(runtime.real(), settings))
+
+
+@click.command("upload")
+@config_gateway
+@verbose_option
+def upload_command(config: Path, verbose: bool) -> None:
+    """Push the ring to the receiver over mutual TLS, until stopped."""
+    from gateway import runtime
+    from gateway.config import load_gateway
+    from gateway.upload.service import run
+
+    settings = load_gateway(config, pinned=False)
+    serve("upload", verbose, lambda: run(runtime.real(), settings))
+
+
+@click.command("receive")
+@config_site
+@verbose_option
+def receive_command(config: Path, verbose: bool) -> None:
+    """Take batches from gateways, verify and land them, until stopped."""
+    from gateway import runtime
+    from gateway.config import load_site
+    from gateway.receive.service import run
+
+    settings = load_site(config)
+    serve("receive", verbose, lambda: run(runtime.real(), settings))
+
+
+@click.command("deliver")
+@config_site
+@verbose_option
+def deliver_command(config: Path, verbose: bool) -> None:
+    """Fill the lake and the historians from the landing, each reading once, until stopped."""
+    from gateway import runtime
+    from gateway.config import load_site
+    from gateway.deliver.service import run
+
+    settings = load_site(config)
+    serve("deliver", verbose, lambda: run(runtime.real(), settings))
+
+
+@click.command("console")
+@config_site
+@verbose_option
+def console_command(config: Path, verbose: bool) -> None:
+    """Serve the read-only pages on the loopback, until stopped."""
+    from gateway import runtime
+    from gateway.config import load_site
+    from gateway.console.service import run
+
+    settings = load_site(config)
+    serve("console", verbose, lambda: run(runtime.real(), settings))
+
+
+@click.group("run")
+def run_command() -> None:
+    """Start the processes of one side together and keep them running. Real installs use one unit and one user each."""
+
+
+def _together(names: tuple[str, ...], config: Path, verbose: bool) -> None:
+    from gateway import runtime
+    from gateway.supervise import Command, Supervisor
+
+    more = ("-v",) if verbose else ()
+    commands = [Command(name, (sys.executable, "-m", "gateway.cli", name, "--config", str(config), *more)) for name in names]
+
+    async def run() -> None:
+        supervisor = Supervisor(runtime.real(), commands)
+        supervisor.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await supervisor.stop_all()
+
+    serve("run", verbose, run)
+
+
+@run_command.command("gateway")
+@config_gateway
+@verbose_option
+def run_gateway(config: Path, verbose: bool) -> None:
+    """collect and upload."""
+    from gateway.config import load_gateway
+
+    load_gateway(config)
+    _together(("collect", "upload"), config, verbose)
+
+
+@run_command.command("site")
+@config_site
+@verbose_option
+def run_site(config: Path, verbose: bool) -> None:
+    """receive, deliver and console."""
+    from gateway.config import load_site
+
+    load_site(config)
+    _together(("receive", "deliver", "console"), config, verbose)

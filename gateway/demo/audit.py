@@ -1,0 +1,101 @@
+"""Counts what the demo promises, from the stores themselves: ring, landing, lake. Shares nothing with the processes' own counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from buffer.intervals import Intervals
+from buffer.reader import RingReader
+from buffer.storage import PosixReadStorage
+from gateway.deliver.parquet import identities
+from gateway.landing import LandingReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """One past the newest committed seq of every generation of a stream."""
+
+    by_generation: dict[int, int]
+
+    @property
+    def committed(self) -> int:
+        """All readings ever committed."""
+        return sum(self.by_generation.values())
+
+
+def committed(ring: Path) -> Ends:
+    """Return what the ring says was committed, generation by generation, from signed state records."""
+    reader = RingReader(PosixReadStorage(ring))
+    inventory = reader.inventory()
+    newest = reader.newest(inventory)
+    if newest is None or newest.state is None:
+        return Ends({})
+    ends = {newest.generation: newest.state.end}
+    state = newest.state
+    while state is not None and state.predecessor is not None:
+        generation, end = state.predecessor
+        ends[generation] = end
+        state = next((f.manifest.state for f in reader.blocks(inventory, generation, 0)), None)
+        if state is None:
+            manifests = (reader.segment_manifest(s) for s in inventory.segments if s.generation == generation)
+            state = next((m.state for m in manifests if m is not None and m.state is not None and m.state.generation == generation), None)
+    return Ends(ends)
+
+
+def landed(landing: Path) -> int:
+    """Return how many readings the landing index holds as new."""
+    reader = LandingReader(PosixReadStorage(landing))
+    reader.refresh()
+    return sum(last - first + 1 for lane in reader.index.lanes for record in lane.values() for first, last in record.new)
+
+
+def latencies_ms(landing: Path, quiet: tuple[int, int] | None) -> list[float]:
+    """Return commit to landed of live records, those committed inside `quiet` (wall ns, the outage and its drain) left out."""
+    reader = LandingReader(PosixReadStorage(landing))
+    reader.refresh()
+    out = []
+    for record in reader.index.lanes[0].values():
+        inside = quiet is not None and quiet[0] <= record.committed_ns <= quiet[1]
+        if not inside and record.first_block > 2:  # noqa: PLR2004 -- the processes start one after the other
+            out.append((record.received_ns - record.committed_ns) / 1e6)
+    return sorted(out)
+
+
+def percentile(values: list[float], share: float) -> float | None:
+    """Return the value below which `share` of the sorted values lie."""
+    return round(values[min(len(values) - 1, int(len(values) * share))], 1) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class LakeCount:
+    """What stands in the lake."""
+
+    rows: int
+    missing: int
+    duplicates: int
+
+
+def count_lake(lake: Path, stream: str, ends: Ends) -> LakeCount:
+    """Compare every identity in the lake with what was committed."""
+    rows = duplicates = 0
+    seen: dict[int, Intervals] = {}
+    by_generation: dict[int, list[int]] = {}
+    for name, generation, seq in identities(lake):
+        if name == stream:
+            rows += 1
+            by_generation.setdefault(generation, []).append(seq)
+    for generation, seqs in by_generation.items():
+        distinct = sorted(set(seqs))
+        duplicates += len(seqs) - len(distinct)
+        ranges = seen.setdefault(generation, Intervals())
+        for seq in distinct:
+            ranges.add(seq, seq)
+    missing = 0
+    for generation, end in ends.by_generation.items():
+        held = seen.get(generation, Intervals())
+        missing += sum(b - a + 1 for a, b in held.holes(0, end - 1)) if end else 0
+    return LakeCount(rows, missing, duplicates)

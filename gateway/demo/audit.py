@@ -14,6 +14,8 @@ from gateway.landing import LandingReader
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from buffer.manifest import StateRecord
+
 
 @dataclass(frozen=True, slots=True)
 class Ends:
@@ -35,7 +37,7 @@ def committed(ring: Path) -> Ends:
     if newest is None or newest.state is None:
         return Ends({})
     ends = {newest.generation: newest.state.end}
-    state = newest.state
+    state: StateRecord | None = newest.state
     while state is not None and state.predecessor is not None:
         generation, end = state.predecessor
         ends[generation] = end

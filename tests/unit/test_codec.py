@@ -11,6 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pcodec import ChunkConfig, standalone
 
 from benchmarks.workload import TICK_NS, Workload
 from buffer import codec, limits, packing
@@ -84,7 +85,7 @@ def test_decimals_of_every_length(exponent):
 
 def test_columns_that_do_not_fit_are_cut_in_order():
     rng = np.random.default_rng(2)
-    n = 70_000
+    n = 65_536  # fits by count, not by bytes
     noise = Columns(
         rng.integers(16, 5000, n).astype(np.uint32),
         rng.integers(0, 2**62, n),
@@ -95,6 +96,7 @@ def test_columns_that_do_not_fit_are_cut_in_order():
         None,
         (),
     )
+    assert len(encode(noise)) > limits.BLOCK_PAYLOAD_BYTES_MAX
     parts = list(encode_blocks(noise))
     assert all(len(payload) <= limits.BLOCK_PAYLOAD_BYTES_MAX and len(c) <= limits.BLOCK_READINGS_MAX for c, payload in parts)
     assert sum((meaning(decode(payload, len(c))) for c, payload in parts), []) == meaning(noise)
@@ -216,3 +218,17 @@ def test_the_manifest_decides_how_many(count):
 def test_bytes_that_no_column_owns_are_refused():
     with pytest.raises(CorruptError):
         decode(encode(_sample()) + b"\0", 300)
+
+
+@pytest.mark.parametrize("n", [0, 1, 256, 299, 301, 4096])
+def test_a_pcodec_body_of_another_length_is_refused(n):
+    body = standalone.simple_compress(np.full(n, 16, np.uint32), ChunkConfig())
+    with pytest.raises(CorruptError):
+        decode(_with_body(codec.TAG, packing.PCODEC, body), 300)
+
+
+def test_a_text_index_beyond_the_texts_is_refused():
+    texts = int(np.isin(_sample().kind, [Kind.TEXT, Kind.BYTES]).sum())
+    body = standalone.simple_compress(np.full(texts, 1_000, np.uint32), ChunkConfig())
+    with pytest.raises(CorruptError, match="beyond the texts"):
+        decode(_with_body(codec.TEXT, packing.PCODEC, body), 300)

@@ -13,7 +13,6 @@ import errno as errno_module
 import fcntl
 import mmap
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -42,6 +41,10 @@ class ReadStorage(Protocol):
 
     def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         """Return at most size_bytes through the page cache; None if the file is not there."""
+        ...
+
+    def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
+        """Return at most size_bytes past the page cache: what the device holds; None if the file is not there."""
         ...
 
 
@@ -122,7 +125,7 @@ def _faults(path: str) -> Iterator[None]:
 
 
 class PosixReadStorage:
-    """Read-only view of one directory tree."""
+    """Read-only view of one directory tree; methods as in `ReadStorage`. Opens and closes per call: holds nothing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -134,7 +137,6 @@ class PosixReadStorage:
         return str(self.root / path) if path else str(self.root)
 
     def list(self, path: str) -> Sequence[str]:
-        """Return the names in a directory, sorted; an absent directory is empty."""
         with _faults(path):
             try:
                 return sorted(os.listdir(self._at(path)))
@@ -142,7 +144,6 @@ class PosixReadStorage:
                 return []
 
     def size(self, path: str) -> int | None:
-        """Return the length in bytes, None if it is not there."""
         with _faults(path):
             try:
                 return os.stat(self._at(path)).st_size
@@ -150,7 +151,6 @@ class PosixReadStorage:
                 return None
 
     def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
-        """Return at most size_bytes; None if the file is not there. Opens and closes: holds nothing."""
         with _faults(path):
             try:
                 fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
@@ -180,10 +180,15 @@ class PosixReadStorage:
             return b""
         fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         try:
-            with mmap.mmap(-1, span) as page_aligned:
-                got = os.preadv(fd, [page_aligned], first)
-                data = page_aligned[:got]
-            return data[offset - first : offset - first + size_bytes]
+            with mmap.mmap(-1, span) as page_aligned, memoryview(page_aligned) as view:
+                got = 0
+                while got < span and got % DIRECT_ALIGN_BYTES == 0:  # an odd count is the end of the file
+                    with view[got:] as rest:
+                        part = os.preadv(fd, [rest], first + got)
+                    if part == 0:
+                        break
+                    got += part
+                return bytes(view[offset - first : min(got, offset - first + size_bytes)])
         finally:
             os.close(fd)
 
@@ -196,14 +201,13 @@ class PosixReadStorage:
             os.close(fd)
 
     def free_bytes(self) -> int:
-        """Return what an unprivileged process may still write."""
         with _faults(""):
             facts = os.statvfs(self.root)
             return facts.f_bavail * facts.f_frsize
 
 
 class PosixStorage(PosixReadStorage):
-    """The writer's view of one directory tree."""
+    """The writer's view of one directory tree; methods as in `Storage`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -211,8 +215,7 @@ class PosixStorage(PosixReadStorage):
         self._names: dict[int, str] = {}
 
     def create(self, path: str, size_bytes: int) -> int:
-        """Make a file of real zeros (not a hole: a later write must need no new block), synced with its directory."""
-        with _faults(path):
+        with _faults(path):  # real zeros, not a hole: a later write must need no new block
             fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             try:
                 zeros = bytes(min(ZERO_CHUNK_BYTES, size_bytes))
@@ -229,14 +232,12 @@ class PosixStorage(PosixReadStorage):
             return fd
 
     def open(self, path: str) -> int:
-        """Open an existing file for pwrite."""
         with _faults(path):
             fd = os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC)
             self._names[fd] = path
             return fd
 
     def pwrite(self, handle: int, offset: int, data: bytes) -> None:
-        """Write all of data at offset."""
         self._refuse_poisoned(handle)
         with _faults(self._names.get(handle, "?")):
             _pwrite_all(handle, offset, data)
@@ -257,19 +258,16 @@ class PosixStorage(PosixReadStorage):
             raise MisuseError(message)
 
     def close(self, handle: int) -> None:
-        """Give the handle back."""
         self._poisoned.discard(handle)
         self._names.pop(handle, None)
         with contextlib.suppress(OSError):
             os.close(handle)
 
     def publish(self, path: str, chunks: Iterable[bytes]) -> None:
-        """Make or replace a file in one step."""
         with _faults(path):
             _publish(self._at(path), chunks, durable=True)
 
     def adopt(self, temporary: str, path: str) -> None:
-        """Publish a file somebody else wrote in this store."""
         self.sync_file(temporary)
         with _faults(path):
             os.chmod(self._at(temporary), FILE_MODE)
@@ -277,32 +275,26 @@ class PosixStorage(PosixReadStorage):
             _sync_directory(os.path.dirname(self._at(path)))
 
     def truncate(self, path: str, size_bytes: int) -> None:
-        """Cut a file."""
         with _faults(path):
             os.truncate(self._at(path), size_bytes)
 
     def rename(self, old: str, new: str) -> None:
-        """Rename within the store."""
         with _faults(old):
             os.rename(self._at(old), self._at(new))
 
     def unlink(self, path: str) -> None:
-        """Remove; an absent file is a fact."""
         with _faults(path), contextlib.suppress(FileNotFoundError):
             os.unlink(self._at(path))
 
     def mkdir(self, path: str, mode: int = DIRECTORY_MODE) -> None:
-        """Make a directory and its parents where absent."""
         with _faults(path):
             make_directory(Path(self._at(path)), mode)
 
     def fsync_dir(self, path: str) -> None:
-        """Make the names in a directory durable."""
         with _faults(path):
             _sync_directory(self._at(path))
 
     def sync_file(self, path: str) -> None:
-        """Open, fsync, close."""
         with _faults(path):
             fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -316,10 +308,13 @@ class PosixStorage(PosixReadStorage):
             fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
                 os.close(fd)
-                raise StorageFault("another process writes here; stop it first", path=path, errno=errno_module.EWOULDBLOCK) from None
+                if isinstance(error, BlockingIOError):
+                    raise StorageFault("another process writes here; stop it first", path=path, errno=error.errno) from None
+                raise
             self._names[fd] = path
+            return fd
             return fd
 
 
@@ -351,13 +346,15 @@ def remove_file(path: Path) -> None:
 
 
 def _publish(path: str, chunks: Iterable[bytes], *, durable: bool, mode: int = FILE_MODE) -> None:
-    directory = os.path.dirname(path)
-    fd, temporary = tempfile.mkstemp(suffix=TEMPORARY_SUFFIX, prefix="." + os.path.basename(path) + ".", dir=directory)
+    """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         try:
+            os.fchmod(fd, mode)
             for chunk in chunks:
                 _write_all(fd, chunk)
-            os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)
         finally:

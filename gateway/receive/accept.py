@@ -1,128 +1,138 @@
-"""The verdict on a run of frames: pure. Same content is judged by chain, never by the digest of an encoding.
+"""The verdict on frames: pure. Same content is judged by chain, never by the digest of an encoding.
 
-`new` is what the frames hold minus what the stream holds: the one place where the overlap of live blocks and later segments is
-found. Acceptance never waits for a neighbour; a chain is compared where both sides are there.
+`new` is what a frame holds minus what the stream holds: the one place where the overlap of live blocks and later segments is
+found. Acceptance never waits for a neighbour; links are compared where both sides are there.
+
+    held of it   chain against what is known   verdict
+    nothing      fits, or nothing is known     stored
+    nothing      contradicts a neighbour       stored, and a fork is alarmed: two histories, no reading in common
+    a part       fits, or nothing is known     stored, `new` is the rest
+    all          fits, or nothing is known     duplicate
+    any          contradicts                   conflict: kept apart, alarmed, never delivered
+
+A generation that names an end of its predecessor below what is held of that predecessor is a branch (a restored snapshot, a
+cloned box): both are stored, and it is alarmed, whichever of the two comes first.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from buffer.errors import CorruptError
 from buffer.intervals import Intervals
-from buffer.manifest import FrameKind, Manifest, StateRecord, chain_next, chain_start
+from buffer.manifest import FrameKind, StateRecord, chain_next, chain_start
 from gateway.wire.receipt import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from buffer.frame import Frame
     from buffer.intervals import Range
+    from gateway.landing.index import LandingState
 
-CHAIN_POINTS_MAX: Final = 100_000  # 15 MB a stream; a forgotten point costs a re-send, nothing else
+BLOCK_NUMBER_MAX: Final = 2**38  # 8,000 years at one block a second; also bounds the file of chain points
+GENERATIONS_MAX: Final = 100_000  # openings of one ring that a stream may bring: one a minute for two months
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Frames of one request, linked: what the verdict is about."""
+class Unit:
+    """What one frame claims, as the verdict needs it."""
 
     stream: str
+    kind: FrameKind
     generation: int
     first_block: int
     last_block: int
     first_seq: int
-    end_seq: int
+    count: int
     chain_before: bytes
     chain_after: bytes
-    kind: FrameKind
-    tag_tables: frozenset[bytes]
+    digest: bytes  # SHA-256 of the COSE_Sign1
+    tag_table: bytes
     state: StateRecord
-    committed_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do: store if verdict is STORED, keep apart if CONFLICT."""
+    """What to do with one frame."""
 
     verdict: Verdict
     new: tuple[Range, ...] = ()
+    fork: bool = False
     branch: bool = False
 
 
-def link(frames: Sequence[Frame]) -> Run:
-    """Return the run these frames form; raise CorruptError if they do not continue each other."""
-    manifests = [frame.manifest for frame in frames]
-    first, last = manifests[0], manifests[-1]
-    if any(m.kind == FrameKind.OBJECT or m.state is None for m in manifests):
-        raise CorruptError("an object among blocks")
-    after = first.chain_before
-    for i, (manifest, frame) in enumerate(zip(manifests, frames, strict=True)):
-        if i and not _continues(manifests[i - 1], manifest, after):
-            raise CorruptError(f"block {manifest.first_block} does not continue the one before")
-        after = chain_next(manifest.chain_before, frame.cose) if manifest.kind == FrameKind.BLOCK else manifest.chain_after
-    if last.state is None:
-        raise CorruptError("no state record")
-    return Run(
-        first.stream, first.generation, first.first_block, last.last_block, first.first_seq, last.end_seq, first.chain_before, after,
-        last.kind, frozenset(m.tag_table_sha256 for m in manifests), last.state, last.arrival_ns or last.state.wall_ns,
+def unit_of(frame: Frame) -> Unit:
+    """Return the claims of a block or segment; raise CorruptError for an object."""
+    m = frame.manifest
+    if m.state is None:
+        raise CorruptError("an object where blocks or a segment belong")
+    after = chain_next(m.chain_before, frame.cose) if m.kind == FrameKind.BLOCK else m.chain_after
+    digest = hashlib.sha256(frame.cose).digest()
+    return Unit(
+        m.stream, m.kind, m.generation, m.first_block, m.last_block, m.first_seq, m.count, m.chain_before, after, digest,
+        m.tag_table_sha256, m.state,
     )  # fmt: skip
 
 
-def _continues(before: Manifest, manifest: Manifest, chain: bytes) -> bool:
-    same = (before.stream, before.generation, before.last_block + 1, before.end_seq)
-    return same == (manifest.stream, manifest.generation, manifest.first_block, manifest.first_seq) and manifest.chain_before == chain
+def linked(units: Sequence[Unit]) -> bool:
+    """Say whether the frames of one request continue each other: blocks in order, or one segment alone."""
+    if len(units) > 1 and any(u.kind != FrameKind.BLOCK for u in units):
+        return False
+    return all(
+        (a.stream, a.generation, a.last_block + 1, a.first_seq + a.count, a.chain_after)
+        == (b.stream, b.generation, b.first_block, b.first_seq, b.chain_before)
+        for a, b in pairwise(units)
+    )
 
 
-@dataclass(slots=True)
-class Held:
-    """What one stream holds: seqs and blocks per generation, chain points, the newest state record of each generation."""
+def within_limits(state: LandingState, unit: Unit) -> bool:
+    """Say whether the receiver can keep account of this frame at all."""
+    return unit.last_block <= BLOCK_NUMBER_MAX and (unit.generation in state.blocks or len(state.blocks) < GENERATIONS_MAX)
 
-    seqs: dict[int, Intervals] = field(default_factory=dict)
-    blocks: dict[int, Intervals] = field(default_factory=dict)
-    states: dict[int, StateRecord] = field(default_factory=dict)
-    _chain: OrderedDict[tuple[int, int], bytes] = field(default_factory=OrderedDict)
 
-    def chain_at(self, stream: str, generation: int, block: int) -> bytes | None:
-        """Return h after `block`, None where it is not known."""
-        return chain_start(stream, generation) if block < 0 else self._chain.get((generation, block))
+def offered(state: LandingState, chain_at: Callable[[int, int], bytes | None], wanted: tuple[int, int, int], chain: bytes) -> bool:
+    """Answer an offer of (generation, first block, last block): all held, and h after the last known and equal."""
+    generation, first, last = wanted
+    blocks = state.blocks.get(generation)
+    return blocks is not None and blocks.covers(first, last) and chain_at(generation, last) == chain
 
-    def offered(self, stream: str, generation: int, first: int, last: int, chain: bytes) -> bool:
-        """Say whether all blocks are held and h after the last is known and equal."""
-        blocks = self.blocks.get(generation)
-        return blocks is not None and blocks.covers(first, last) and self.chain_at(stream, generation, last) == chain
 
-    def decide(self, run: Run) -> Decision:
-        """Return the verdict; changes nothing."""
-        for block, chain in ((run.first_block - 1, run.chain_before), (run.last_block, run.chain_after)):
-            known = self.chain_at(run.stream, run.generation, block)
-            if known is not None and known != chain:
-                return Decision(Verdict.CONFLICT)
-        seqs = self.seqs.get(run.generation, Intervals())
-        new = tuple(seqs.holes(run.first_seq, run.end_seq - 1)) if run.end_seq > run.first_seq else ()
-        fresh = self.blocks.get(run.generation, Intervals()).holes(run.first_block, run.last_block)
-        if not new and not fresh:
-            return Decision(Verdict.DUPLICATE)
-        return Decision(Verdict.STORED, new, self._branches(run.state))
+def decide(state: LandingState, unit: Unit, chain_at: Callable[[int, int], bytes | None]) -> Decision:
+    """Return the verdict; changes nothing."""
+    blocks = state.blocks.get(unit.generation) or Intervals()
+    seqs = state.seqs.get(unit.generation) or Intervals()
+    last_seq = unit.first_seq + unit.count - 1
+    new = tuple(seqs.holes(unit.first_seq, last_seq)) if unit.count else ()
+    some_seqs = bool(unit.count and seqs.within(unit.first_seq, last_seq))
+    some_blocks = bool(blocks.within(unit.first_block, unit.last_block))
+    all_blocks = blocks.covers(unit.first_block, unit.last_block)
+    if _contradicts(unit, chain_at):
+        if some_blocks or some_seqs:
+            return Decision(Verdict.CONFLICT)
+        return Decision(Verdict.STORED, new, fork=True, branch=_branches(state, unit))
+    if (all_blocks and new) or (some_seqs and not some_blocks):  # blocks part the seqs: one without the other is another history
+        return Decision(Verdict.CONFLICT)
+    if all_blocks:
+        return Decision(Verdict.DUPLICATE)
+    return Decision(Verdict.STORED, new, branch=_branches(state, unit))
 
-    def _branches(self, state: StateRecord) -> bool:
-        """A generation that names an end of its predecessor below what is held of it: a restored snapshot, or a clone."""
-        if state.predecessor is None:
-            return False
-        generation, end = state.predecessor
-        held = self.seqs.get(generation)
-        return held is not None and held.top > end
 
-    def take(self, run: Run, new: Sequence[Range]) -> None:
-        """Note that a run is durable here."""
-        for first, last in new:
-            self.seqs.setdefault(run.generation, Intervals()).add(first, last)
-        self.blocks.setdefault(run.generation, Intervals()).add(run.first_block, run.last_block)
-        for block, chain in ((run.first_block - 1, run.chain_before), (run.last_block, run.chain_after)):
-            self._chain[(run.generation, block)] = chain
-        while len(self._chain) > CHAIN_POINTS_MAX:
-            self._chain.popitem(last=False)
-        newest = self.states.get(run.state.generation)
-        if newest is None or run.state.block > newest.block:
-            self.states[run.state.generation] = run.state
+def _contradicts(unit: Unit, chain_at: Callable[[int, int], bytes | None]) -> bool:
+    """Say whether h before or after the frame is known to be another. The start of a generation is always known."""
+    before = chain_start(unit.stream, unit.generation) if unit.first_block == 0 else chain_at(unit.generation, unit.first_block - 1)
+    after = chain_at(unit.generation, unit.last_block)
+    return (before is not None and before != unit.chain_before) or (after is not None and after != unit.chain_after)
+
+
+def _branches(state: LandingState, unit: Unit) -> bool:
+    if unit.state.predecessor is not None:
+        generation, end = unit.state.predecessor
+        held = state.seqs.get(generation)
+        if held is not None and held.top > end:
+            return True
+    stated = state.stated_end(unit.generation)
+    return stated is not None and unit.first_seq + unit.count > stated

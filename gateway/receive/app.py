@@ -1,260 +1,263 @@
-"""The HTTP door: certificate -> gateway, limits, statuses; verifies before it believes, decides nothing itself, decodes no payload.
+"""The HTTPS door: mutual TLS 1.3, certificate -> gateway, bounded bodies, statuses. Decides nothing about frames.
 
-Bounded everywhere: 8 MiB a request (counted, not believed), a header of 16 KiB, one request a connection at a time, 60 s for a body,
-CONNECTIONS_MAX connections. No Content-Encoding, no chunked bodies.
+Bounded everywhere: connections, header size, time for a header, for a pause and for a whole body, requests of one gateway at a time,
+bytes of all bodies under way, bytes a second per gateway. Only PUT, only Content-Length; an encoded or chunked body is not read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import fnmatch
-import json
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from buffer import limits
-from buffer.errors import CorruptError, SignatureError, StorageFault
-from buffer.frame import parse_frame, parse_frames
-from buffer.manifest import FrameKind, ObjectType
+from buffer.errors import CorruptError, StorageFault
 from gateway.errors import TrustError
-from gateway.receive.accept import link
+from gateway.lanes import TokenBucket
+from gateway.receive.partial import Partials
+from gateway.receive.receiver import Answer, Receiver, allows
+from gateway.receive.verify import Missing, Refused
 from gateway.trust.certs import identify_client
-from gateway.trust.keys import KeyRing, RevokedKeyError, UnknownKeyError, WrongStreamError
+from gateway.trust.revocations import Revocations
 from gateway.wire import request as wire
-from gateway.wire.receipt import NO_CHAIN, Ends, Receipt, Refusal, Verdict, encode_receipt
-from gateway.wire.request import FramesTarget, ObjectTarget
+from gateway.wire.receipt import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import ssl
+    from collections.abc import AsyncIterator
 
-    from buffer.cose import Signer
-    from buffer.frame import Frame
-    from gateway.receive.landing import Landed, Landing
     from gateway.runtime import Runtime
     from gateway.settings import GatewayPolicy
+    from gateway.wire.request import FramesTarget
 
-BODY_SECONDS_MAX: Final = 120  # 8 MiB at 0.6 Mbit/s
-CONNECTIONS_MAX: Final = 256
-HEADER_BYTES_MAX: Final = 16 * 1024
+CONNECTIONS_MAX: Final = 512  # a gateway holds up to 8; a balancer in front shares the load of more than 60 gateways
+HEADER_BYTES_MAX: Final = 8 * 1024  # of one line and of one field
+HANDSHAKE_SECONDS_MAX: Final = 15
+IDLE_SECONDS_MAX: Final = 75  # between two requests, and for the header of one
+PAUSE_SECONDS_MAX: Final = 30  # between two pieces of a body
+BODY_SECONDS_MAX: Final = 600  # 8 MiB at 112 kbit/s; slower links continue segments by offset
+GATEWAY_REQUESTS_MAX: Final = 8  # bodies of one gateway under way: one live, four of backlog, some of a second uploader that replaces it
+BODIES_BYTES_MAX: Final = 512 * 1024 * 1024  # of all bodies under way: memory
+PIECE_BYTES: Final = 64 * 1024
 
 log = logging.getLogger(__name__)
 
 
+class _NoAnswer(Exception):
+    """An unsigned status: the sender tries again later."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
 @dataclass(slots=True)
-class StreamDoor:
-    """One stream behind its lock."""
+class Timing:
+    """Seconds; tests use shorter ones."""
 
-    landing: Landing
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    advisory: dict[str, Any] = field(default_factory=dict)
-    expired_certificate: bool = False
+    idle: float = IDLE_SECONDS_MAX
+    pause: float = PAUSE_SECONDS_MAX
+    body: float = BODY_SECONDS_MAX
 
 
-class Receiver:
-    """Handlers of the three paths."""
+class Door:
+    """HTTP in, gateway.receive.receiver behind."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        policies: tuple[GatewayPolicy, ...],
-        signer: Signer,
-        keys: KeyRing,
-        open_landing: Callable[[str], Landing],
-        free_bytes: Callable[[], int],
-        min_free_bytes: int,
-        revoked: Callable[[], frozenset[int]],
-    ) -> None:
+    def __init__(self, runtime: Runtime, receiver: Receiver, timing: Timing | None = None) -> None:
         self._runtime = runtime
-        self._policies = {policy.id: policy for policy in policies}
-        self._signer = signer
-        self._open_landing = open_landing
-        self._free_bytes = free_bytes
-        self._min_free_bytes = min_free_bytes
-        self._revoked = revoked
-        self.keys = keys
-        self.doors: dict[str, StreamDoor] = {}
+        self._receiver = receiver
+        self._timing = timing or Timing()
+        self._partials = Partials(receiver.keys)
+        self._buckets = {policy.id: TokenBucket(policy.rate_bps) for policy in receiver.policies.values()}
+        self._under_way: Counter[str] = Counter()
+        self._body_bytes = 0
+        self.revocations = Revocations()
+        self.expired: dict[str, int] = {}  # gateway -> wall ns of the last request with an expired certificate
+        self._seen: dict[web.RequestHandler, int] = {}  # connection -> monotonic ns when it last did something
+        self._busy: set[web.RequestHandler] = set()
 
-    def application(self) -> web.Application:
-        """Return the aiohttp application."""
-        app = web.Application(client_max_size=limits.PUT_BYTES_MAX)
-        app.router.add_put("/v1/streams/{stream}/{generation}/{blocks}", self._guarded(self._frames))
-        app.router.add_put("/v1/objects/{digest}", self._guarded(self._object))
-        app.router.add_put(wire.STATUS_PATH, self._guarded(self._status))
-        return app
+    # ---- one request ----
 
-    def _guarded(self, handler: Callable[[web.Request, GatewayPolicy], Awaitable[web.Response]]) -> Callable[[web.Request], Any]:
-        async def guarded(request: web.Request) -> web.Response:
-            try:
-                return await handler(request, self._who(request))
-            except TrustError as error:
-                log.warning("refused", extra={"data": {"why": error.message, "peer": request.remote}})
-                return web.Response(status=403, text=error.message)
-            except CorruptError as error:
-                return web.Response(status=400, text=str(error))
-            except StorageFault as fault:
-                log.exception("the landing cannot write", extra={"data": {"fault": str(fault)}})
-                return web.Response(status=503, text="the receiver's disk refuses")
-
-        return guarded
-
-    def _who(self, request: web.Request) -> GatewayPolicy:
-        tls = request.transport.get_extra_info("ssl_object") if request.transport else None
-        der = tls.getpeercert(binary_form=True) if tls else None
-        if not der:
-            raise TrustError("no client certificate")
-        now = dt.datetime.fromtimestamp(self._runtime.wall_ns() / 1e9, dt.UTC)
-        identity = identify_client(der, now, self._revoked())
-        policy = self._policies.get(identity.gateway)
-        if policy is None:
-            raise TrustError(f"gateway {identity.gateway!r} is not in receiver.toml", "Add a [[gateway]] with this id.")
-        for stream, door in self.doors.items():
-            if _allowed(policy, stream):
-                door.expired_certificate = identity.expired
-        return policy
-
-    async def _body(self, request: web.Request) -> bytes:
-        """Return the whole body; raise CorruptError if it is longer than allowed, late, chunked or encoded."""
-        length = request.content_length
-        if length is None or "Content-Encoding" in request.headers:
-            raise CorruptError("a body needs Content-Length and no Content-Encoding")
-        if length > limits.PUT_BYTES_MAX:
-            raise CorruptError(f"a body has at most {limits.PUT_BYTES_MAX} bytes")
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Answer; whatever is wrong is a status, never a traceback to the peer."""
+        connection = request.protocol
+        self._busy.add(connection)
         try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
-                return await request.content.readexactly(length) if length else b""
-        except (TimeoutError, asyncio.IncompleteReadError):
-            raise CorruptError("the body did not come whole in time") from None
-
-    def door(self, stream: str) -> StreamDoor:
-        """Return a stream, opening its landing at the first use."""
-        if stream not in self.doors:
-            landing = self._open_landing(stream)
-            self.doors[stream] = StreamDoor(landing)
-        return self.doors[stream]
-
-    # ---- frames ----
-
-    async def _frames(self, request: web.Request, policy: GatewayPolicy) -> web.Response:
-        wanted = wire.parse_target(request.path_qs)
-        if not isinstance(wanted, FramesTarget):
-            raise CorruptError("not a path of frames")
-        if not _allowed(policy, wanted.stream):
-            return self._refuse(wanted, Refusal.WRONG_STREAM)
-        door = self.door(wanted.stream)
-        if wanted.chain is not None and not request.content_length:
-            return self._offer(door, wanted, wanted.chain)
-        body = await self._body(request)
-        if self._free_bytes() < self._min_free_bytes:
-            return web.Response(status=503, text="below min_free: the receiver keeps the rest of its disk")
-        async with door.lock:
-            return await self._runtime_offload(lambda: self._land(door, wanted, body))
-
-    async def _runtime_offload(self, action: Callable[[], web.Response]) -> web.Response:
-        response: web.Response = await self._runtime.offload(action)
+            answer = await self._answer(request)
+        except _NoAnswer as refused:
+            log.warning("no answer", extra={"data": {"status": refused.status, "why": str(refused), "peer": request.remote}})
+            answer = Answer(refused.status)
+        except StorageFault as fault:
+            log.error("the landing cannot write", extra={"data": {"fault": str(fault)}})  # noqa: TRY400 -- logged where it happened
+            answer = Answer(wire.CANNOT_STORE)
+        finally:
+            self._busy.discard(connection)
+            self._seen[connection] = self._runtime.monotonic_ns()
+        signed = answer.status == wire.OK
+        response = web.Response(status=answer.status, body=answer.body, content_type=wire.RECEIPT_TYPE if signed else "text/plain")
+        if not signed and not request.content.is_eof():
+            response.force_close()  # what is left of the body is not read
         return response
 
-    def _land(self, door: StreamDoor, wanted: FramesTarget, body: bytes) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> Answer:
+        policy = self._who(request)
+        length = _length(request)
         try:
-            frames = list(parse_frames(body))
-            run = link(frames)
-            if (run.stream, run.generation, run.first_block, run.last_block) != (wanted.stream, wanted.generation, wanted.first, wanted.last):
-                raise CorruptError("frames are not those the path names")
+            target = wire.parse_target(request.raw_path)
         except CorruptError as error:
-            log.warning("refused frames", extra={"data": {"stream": wanted.stream, "why": str(error)}})
-            return self._refuse(wanted, Refusal.NOT_A_FRAME)
+            raise _NoAnswer(wire.BAD_REQUEST, str(error)) from None
+        most = wire.STATUS_BYTES_MAX if isinstance(target, wire.StatusTarget) else limits.PUT_BYTES_MAX
+        if length > most:
+            raise _NoAnswer(wire.TOO_LARGE, f"{length} bytes; at most {most}")
+        if self._under_way[policy.id] >= GATEWAY_REQUESTS_MAX:
+            raise _NoAnswer(wire.TOO_FAST, f"more than {GATEWAY_REQUESTS_MAX} requests of {policy.id} at a time")
+        if self._body_bytes + length > BODIES_BYTES_MAX:
+            raise _NoAnswer(wire.CANNOT_STORE, "too many bodies under way")
+        self._under_way[policy.id] += 1
+        self._body_bytes += length
         try:
-            unknown = [frame.sign1.key_id for frame in frames if not self.keys.knows(frame.sign1.key_id)]
-            tables = [table for table in run.tag_tables if not door.landing.has_object(table)]
-            if unknown or tables:
-                return web.Response(status=wire.MISSING_OBJECTS, body=wire.format_missing(tables, unknown[:1]))
-            for frame in frames:
-                self.keys.admit(frame)
-        except SignatureError as error:
-            log.error("refused frames", extra={"data": {"stream": wanted.stream, "why": str(error)}})  # noqa: TRY400
-            return self._refuse(wanted, _refusal(error))
-        landed = door.landing.land(run, frames, wanted.lane, wanted.landing, self._runtime.wall_ns())
-        return self._receipt(wanted, landed, run.chain_after)
+            if isinstance(target, wire.FramesTarget) and target.offset is not None:
+                return await self._continued(request, policy, target, length)
+            body = b"".join([piece async for piece in self._pieces(request, policy, length)])
+            return await self._receiver.put(policy, target, body)
+        finally:
+            self._under_way[policy.id] -= 1
+            self._body_bytes -= length
 
-    def _offer(self, door: StreamDoor, wanted: FramesTarget, chain: bytes) -> web.Response:
-        if not door.landing.offered(wanted.generation, wanted.first, wanted.last, chain):
-            return web.Response(status=wire.NOT_HELD)
-        return self._receipt(wanted, door.landing.answer(Verdict.DUPLICATE, wanted.landing), chain)
-
-    def _receipt(self, wanted: FramesTarget, landed: Landed, chain: bytes) -> web.Response:
-        receipt = Receipt(
-            landed.verdict, wanted.stream, wanted.generation, wanted.first, wanted.last, chain, landed.landing, landed.ends, wanted.landing,
-            self._runtime.wall_ns(), landed.number, landed.since,
-        )  # fmt: skip
-        return web.Response(body=encode_receipt(self._signer, receipt), content_type=wire.RECEIPT_TYPE)
-
-    def _refuse(self, wanted: FramesTarget, reason: Refusal) -> web.Response:
-        landing = self.doors[wanted.stream].landing.index.landing if wanted.stream in self.doors else wanted.landing
-        since = None if landing == wanted.landing else Ends(2**62, 2**62)
-        receipt = Receipt(
-            Verdict.REFUSED, wanted.stream, wanted.generation, wanted.first, wanted.last, NO_CHAIN, landing, Ends(), wanted.landing,
-            self._runtime.wall_ns(), since=since, reason=reason,
-        )  # fmt: skip
-        return web.Response(body=encode_receipt(self._signer, receipt), content_type=wire.RECEIPT_TYPE)
-
-    # ---- objects and advisory status ----
-
-    async def _object(self, request: web.Request, policy: GatewayPolicy) -> web.Response:
-        target = wire.parse_target(request.path_qs)
-        frame = parse_frame(await self._body(request))
-        m = frame.manifest
-        if not isinstance(target, ObjectTarget) or (m.kind, m.payload_sha256, m.stream) != (FrameKind.OBJECT, target.digest, target.stream):
-            raise CorruptError("not the object the path names")
-        if not _allowed(policy, m.stream):
-            raise TrustError(f"gateway {policy.id} may not send stream {m.stream}")
-        if m.object_type == ObjectType.KEY_STATEMENT:
-            self.keys.introduce(bytes(frame.payload))
-        self.keys.admit(frame)
-        door = self.door(m.stream)
-        async with door.lock:
-            await self._runtime.offload(lambda: door.landing.store_object(frame))
-        return web.Response(status=wire.NO_CONTENT)
-
-    def learn_stored(self, frame: Frame) -> None:
-        """Trust the key of a statement that stands in the landing already (at start)."""
-        if frame.manifest.object_type == ObjectType.KEY_STATEMENT:
-            self.keys.introduce(bytes(frame.payload))
-
-    async def _status(self, request: web.Request, policy: GatewayPolicy) -> web.Response:
-        body = await self._body(request)
-        if len(body) > wire.STATUS_BYTES_MAX:
-            raise CorruptError("status is longer than 1 KiB")
+    def _who(self, request: web.BaseRequest) -> GatewayPolicy:
+        tls = request.transport.get_extra_info("ssl_object") if request.transport else None
+        der = tls.getpeercert(binary_form=True) if tls else None
+        now_ns = self._runtime.wall_ns()
         try:
-            advisory = json.loads(body)
-        except ValueError:
-            raise CorruptError("status is not JSON") from None
-        for stream, door in self.doors.items():
-            if _allowed(policy, stream) and isinstance(advisory, dict):
-                door.advisory = advisory
-        return web.Response(status=wire.NO_CONTENT)
+            if not der:
+                raise TrustError("no client certificate")
+            identity = identify_client(der, dt.datetime.fromtimestamp(now_ns / 1e9, dt.UTC), self.revocations.certificates)
+        except TrustError as error:
+            raise _NoAnswer(wire.FORBIDDEN, error.message) from None
+        policy = self._receiver.policies.get(identity.gateway)
+        if policy is None:
+            raise _NoAnswer(wire.FORBIDDEN, f"gateway {identity.gateway!r} is not in receiver.toml: add a [[gateway]] with this id")
+        if identity.expired:
+            self.expired[policy.id] = now_ns
+        else:
+            self.expired.pop(policy.id, None)
+        return policy
+
+    async def _pieces(self, request: web.BaseRequest, policy: GatewayPolicy, length: int) -> AsyncIterator[bytes]:
+        """Yield the body, counted here and paced to the gateway's rate."""
+        got, until = 0, self._runtime.monotonic_ns() + int(self._timing.body * 1e9)
+        try:
+            while got < length:
+                left = (until - self._runtime.monotonic_ns()) / 1e9
+                async with asyncio.timeout(min(self._timing.pause, left)):
+                    piece = await request.content.read(min(PIECE_BYTES, length - got))
+                if not piece:
+                    raise _NoAnswer(wire.BAD_REQUEST, f"the body ends after {got} of {length} bytes")
+                got += len(piece)
+                wait_ns = self._buckets[policy.id].take(len(piece), self._runtime.monotonic_ns())
+                if wait_ns > 0:
+                    await self._runtime.sleep(wait_ns / 1e9)
+                yield piece
+        except TimeoutError:
+            raise _NoAnswer(wire.BAD_REQUEST, f"the body came too slowly: {got} of {length} bytes") from None
+        except (ConnectionError, web.RequestPayloadError) as error:
+            raise _NoAnswer(wire.BAD_REQUEST, f"the connection broke after {got} of {length} bytes") from error
+
+    async def _continued(self, request: web.BaseRequest, policy: GatewayPolicy, target: FramesTarget, length: int) -> Answer:
+        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle."""
+        receiver, offset, now_ns = self._receiver, target.offset or 0, self._runtime.wall_ns()
+        if not allows(policy, target.stream):
+            return receiver.refusal(target, Refusal.WRONG_STREAM)
+        if not 0 < (target.length or 0) <= limits.PUT_BYTES_MAX:
+            raise _NoAnswer(wire.BAD_REQUEST, "a frame of this length does not exist")
+        held = self._partials.held(target, now_ns)
+        if offset > held or not length:
+            return receiver.partly(target, held)
+        try:
+            async for piece in self._pieces(request, policy, length):
+                self._partials.add(target, offset, piece, now_ns)
+                offset += len(piece)
+        except Missing as missing:
+            return Answer(wire.MISSING_OBJECTS, wire.format_missing(missing.objects, missing.keys))
+        except Refused as refused:
+            return receiver.refusal(target, refused.reason, refused.last)
+        whole = self._partials.take_whole(target)
+        if whole is None:
+            return receiver.partly(target, self._partials.held(target, now_ns))
+        answer = await receiver.put(policy, target, whole)
+        if answer.status != wire.OK:
+            self._partials.add(target, 0, whole, now_ns)  # an object is missing, or the disk is full: the bytes stay
+        return answer
+
+    # ---- connections ----
+
+    async def serve(self, host: str, port: int, context: ssl.SSLContext) -> Listening:
+        """Listen; return what to close."""
+        loop = asyncio.get_running_loop()
+        server: web.Server = web.Server(
+            self.handle,
+            access_log=None,
+            keepalive_timeout=self._timing.idle,
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+            auto_decompress=False,
+            lingering_time=0,
+        )
+
+        def connection() -> asyncio.Protocol:
+            if len(server.connections) >= CONNECTIONS_MAX:
+                log.warning("more than CONNECTIONS_MAX connections: one refused")
+                return _Refusing()
+            return server()
+
+        listener = await loop.create_server(
+            connection, host, port, ssl=context, backlog=128, ssl_handshake_timeout=HANDSHAKE_SECONDS_MAX, ssl_shutdown_timeout=2
+        )
+        return Listening(listener, server)
+
+    def sweep(self, server: web.Server) -> None:
+        """Close connections that have sent no whole header for too long. Call every second."""
+        now = self._runtime.monotonic_ns()
+        self._seen = {one: self._seen.get(one, now) for one in server.connections}
+        for connection, since in self._seen.items():
+            if connection not in self._busy and now - since > self._timing.idle * 1e9:
+                connection.force_close()
 
 
-def _refusal(error: SignatureError) -> Refusal:
-    if isinstance(error, RevokedKeyError):
-        return Refusal.REVOKED_KEY
-    if isinstance(error, WrongStreamError):
-        return Refusal.WRONG_STREAM
-    return Refusal.UNTRUSTED_STATEMENT if isinstance(error, UnknownKeyError) else Refusal.NOT_A_FRAME
+@dataclass(slots=True)
+class Listening:
+    """An open door."""
+
+    listener: asyncio.Server
+    server: web.Server
+
+    @property
+    def port(self) -> int:
+        """The port, also where 0 was asked for."""
+        return int(self.listener.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Take no more connections, let requests under way end for 5 s."""
+        self.listener.close()
+        await self.server.shutdown(5)
 
 
-def _allowed(policy: GatewayPolicy, stream: str) -> bool:
-    return any(fnmatch.fnmatchcase(stream, pattern) for pattern in policy.streams)
+class _Refusing(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
-async def serve(app: web.Application, host: str, port: int, context: Any) -> tuple[web.AppRunner, int]:  # noqa: ANN401 -- ssl.SSLContext
-    """Listen; return the runner and the port."""
-    runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=5, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX
-    )
-    await runner.setup()
-    site = web.TCPSite(runner, host, port, ssl_context=context, backlog=CONNECTIONS_MAX)
-    await site.start()
-    return runner, site.port
+def _length(request: web.BaseRequest) -> int:
+    """Return Content-Length; raise _NoAnswer for anything but a plain PUT of known length."""
+    if request.method != "PUT":
+        raise _NoAnswer(wire.BAD_REQUEST, f"{request.method[:10]} is not PUT")
+    if "Content-Encoding" in request.headers:
+        raise _NoAnswer(wire.ENCODED, "encoded body")
+    if "Transfer-Encoding" in request.headers or request.content_length is None:
+        raise _NoAnswer(wire.LENGTH_REQUIRED, "no Content-Length")
+    return request.content_length

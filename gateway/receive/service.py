@@ -1,115 +1,132 @@
-"""Wiring of receive: door -> accept -> landing -> receipt. Runs until cancelled."""
+"""Wiring of receive: door -> receiver -> landing. Runs until cancelled; then finishes what is under way and closes."""
 
 from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from buffer import layout
-from buffer.errors import CorruptError
-from buffer.frame import parse_frame
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from gateway.errors import TrustError
 from gateway.landing import stream_names
-from gateway.receive.app import Receiver, serve
-from gateway.receive.landing import Landing
+from gateway.receive.app import Door
+from gateway.receive.receiver import Receiver
 from gateway.runtime import notify
 from gateway.trust.certs import load_certificate_key, server_context
 from gateway.trust.keys import KeyRing, load_signer
+from gateway.trust.revocations import load_revocations
 
 if TYPE_CHECKING:
+    from gateway.receive.app import Listening, Timing
     from gateway.runtime import Runtime
     from gateway.settings import SiteSettings
+
+STATUS_SECONDS: Final = 1.0
+REVOCATIONS_SECONDS: Final = 30  # how soon a changed list counts
 
 log = logging.getLogger(__name__)
 
 
-async def run(runtime: Runtime, settings: SiteSettings) -> None:
-    """Serve until cancelled; raise EbbgateError or StorageFault where it cannot start."""
+async def run(runtime: Runtime, settings: SiteSettings, timing: Timing | None = None) -> None:
+    """Serve until cancelled; raise TrustError or StorageFault where it cannot start."""
     make_directory(settings.landing)
-    lock = PosixStorage(settings.landing)
-    lock.mkdir(layout.LOCK_DIRECTORY, 0o700)
-    handle = lock.lock(layout.LOCK)
+    root = PosixStorage(settings.landing)
+    root.mkdir(layout.LOCK_DIRECTORY, 0o700)
+    root.lock(layout.LOCK)
     receiver = make_receiver(runtime, settings)
+    door = Door(runtime, receiver, timing)
+    door.revocations = load_revocations(settings.revoked)
+    receiver.keys.revoke(door.revocations.keys)
     for stream in stream_names(settings.landing):
-        door = receiver.door(stream)
-        _learn_keys(receiver, settings, stream, door.landing)
+        await runtime.offload(partial(receiver.open_stream, stream))
     context = server_context(settings.tls_certificate, settings.tls_key, settings.gateways_ca)
-    runner, port = await serve(receiver.application(), settings.listen[0], settings.listen[1], context)
-    log.info("receive is ready", extra={"data": {"listen": f"{settings.listen[0]}:{port}", "streams": sorted(receiver.doors)}})
+    listening = await door.serve(settings.listen[0], settings.listen[1], context)
+    log.info("receive is ready", extra={"data": {"listen": f"{settings.listen[0]}:{listening.port}", "streams": sorted(receiver.doors)}})
     notify("READY=1")
     try:
-        while True:
-            status = json.dumps(_status(receiver, settings, runtime.wall_ns()), default=str).encode()
-            publish_file(settings.landing / "status.json", status, durable=False)
-            notify("WATCHDOG=1")
-            await runtime.sleep(1.0)
+        await _tick(runtime, settings, receiver, door, listening)
     finally:
-        await runner.cleanup()
-        for door in receiver.doors.values():
-            door.landing.close()
-        lock.close(handle)
+        await listening.close()
+        await receiver.close()
+
+
+async def _tick(runtime: Runtime, settings: SiteSettings, receiver: Receiver, door: Door, listening: Listening) -> None:
+    ticks = 0
+    alarms: list[str] = []
+    while True:
+        if ticks % REVOCATIONS_SECONDS == 0:
+            alarms = _reload(settings, receiver, door)
+        door.sweep(listening.server)
+        status = receiver_status(receiver, door, settings, runtime.wall_ns(), alarms)
+        publish_file(settings.landing / "status.json", json.dumps(status, default=str).encode(), durable=False)
+        notify("WATCHDOG=1")
+        ticks += 1
+        await runtime.sleep(STATUS_SECONDS)
+
+
+def _reload(settings: SiteSettings, receiver: Receiver, door: Door) -> list[str]:
+    """Read the revocations again. A list that cannot be read leaves the last one in force, with an alarm."""
+    try:
+        door.revocations = load_revocations(settings.revoked)
+        receiver.keys.revoke(door.revocations.keys)
+    except TrustError as error:
+        log.error("revocations", extra={"data": {"fault": error.message}})  # noqa: TRY400
+        return [f"{error.message}; the list read before stays in force"]
+    return []
 
 
 def make_receiver(runtime: Runtime, settings: SiteSettings) -> Receiver:
-    """Return the handlers over the landing directory."""
+    """Return the receiver over the landing directory."""
+    root = PosixReadStorage(settings.landing)
 
-    def open_landing(stream: str) -> Landing:
+    def storage_of(stream: str) -> PosixStorage:
         make_directory(settings.landing / stream)
-        return Landing(PosixStorage(settings.landing / stream), stream, runtime.nonce32(), runtime.nonce64)
+        return PosixStorage(settings.landing / stream)
 
-    def revoked() -> frozenset[int]:
-        if settings.revoked is None or not settings.revoked.exists():
-            return frozenset()
-        lines = settings.revoked.read_text(encoding="ascii").split()
-        try:
-            return frozenset(int(line, 16) for line in lines)
-        except ValueError:
-            raise TrustError(f"{settings.revoked}: not a list of serial numbers", "One hexadecimal serial number a line.") from None
-
-    storage = PosixReadStorage(settings.landing)
     return Receiver(
         runtime,
         settings.gateways,
         load_signer(settings.receipt_key),
         KeyRing([load_certificate_key(settings.gateways_ca)]),
-        open_landing,
-        storage.free_bytes,
-        settings.min_free_bytes,
-        revoked,
+        storage_of,
+        lambda: root.free_bytes() >= settings.min_free_bytes,
     )
 
 
-def _learn_keys(receiver: Receiver, settings: SiteSettings, stream: str, landing: Landing) -> None:
-    storage = PosixReadStorage(settings.landing / stream)
-    for name in storage.list(layout.OBJECTS):
-        path = f"{layout.OBJECTS}/{name}"
-        try:
-            receiver.learn_stored(parse_frame(storage.read(path, 0, storage.size(path) or 0) or b""))
-        except CorruptError as error:
-            landing.alarms.events.append(f"{path}: {error}")
-
-
-def _status(receiver: Receiver, settings: SiteSettings, now_ns: int) -> dict[str, Any]:
-    sites = {policy.id: policy for policy in settings.gateways}
-    streams = {}
-    for stream, door in sorted(receiver.doors.items()):
-        landing, newest = door.landing, door.landing.newest
-        policy = sites.get(stream.partition(".")[0])
-        silence = policy.silence_ns if policy else 0
-        age = now_ns - newest.received_ns if newest else None
+def receiver_status(receiver: Receiver, door: Door, settings: SiteSettings, now_ns: int, alarms: list[str]) -> dict[str, Any]:
+    """Return what status and console show."""
+    policies = {policy.id: policy for policy in settings.gateways}
+    streams: dict[str, Any] = {}
+    for stream, one in sorted(receiver.doors.items()):
+        state, policy = one.landing.state, policies.get(one.gateway)
+        newest = state.states[max(state.states)] if state.states else None
+        age_ns = now_ns - state.received_ns if state.received_ns else None
         streams[stream] = {
-            "received": sum(seqs.count() for seqs in landing.held.seqs.values()),
-            "highest": landing.index.highest(),
-            "landing": landing.index.landing,
-            "newest_commit_ns": newest.state.wall_ns if newest else None,
-            "newest_received_ns": newest.received_ns if newest else None,
-            "silent": bool(age is not None and silence and age > silence),
-            "conflicts": landing.alarms.conflicts,
-            "branches": landing.alarms.branches,
-            "events": landing.alarms.events[-20:],
-            "expired_certificate": door.expired_certificate,
-            "uploader": door.advisory,
+            "gateway": one.gateway,
+            "received": sum(seqs.count() for seqs in state.seqs.values()),
+            "ends": state.ends,
+            "landing": state.landing,
+            "generation": newest.generation if newest else None,
+            "block": newest.block if newest else None,
+            "end": newest.end if newest else None,
+            "newest_commit_ns": newest.wall_ns if newest else None,
+            "clock_trusted": newest.clock_trusted if newest else None,
+            "open_gaps": len(newest.open_gaps) if newest else 0,
+            "newest_received_ns": state.received_ns or None,
+            "silent": bool(policy and age_ns is not None and age_ns > policy.silence_ns),
+            "conflicts": len(state.conflicts),
+            "alarms": list(one.landing.events),
+            "writable": not one.landing.broken,
         }
-    return {"process": "receive", "time_ns": now_ns, "name": settings.name, "streams": streams}
+    return {
+        "process": "receive",
+        "time_ns": now_ns,
+        "name": settings.name,
+        "room": PosixReadStorage(settings.landing).free_bytes() >= settings.min_free_bytes,
+        "alarms": alarms,
+        "expired_certificates": dict(door.expired),
+        "uploaders": dict(receiver.advisory),
+        "streams": streams,
+    }

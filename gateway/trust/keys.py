@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from buffer import limits
-from buffer.cose import EDDSA, ES256, decode_cbor, encode_cbor, parse_sign1, sign1
+from buffer.cose import EDDSA, ES256, Sign1, decode_cbor, encode_cbor, parse_sign1, sign1
 from buffer.errors import CorruptError, SignatureError
 from buffer.manifest import FrameKind, ObjectType, format_generation
 from buffer.storage import publish_file
@@ -181,7 +181,7 @@ class Statement:
     public: Ed25519PublicKey
     stream: str
     first_generation: int
-    endorser: bytes  # key id
+    endorsement: Sign1 | None = None  # None in a proposal
 
     @property
     def key_id(self) -> bytes:
@@ -206,7 +206,7 @@ def endorse_statement(authority: KeySigner, proposal: bytes) -> bytes:
 def parse_proposal(proposal: bytes) -> Statement:
     """Return what a proposal says, for a CA to look at; raise CorruptError or SignatureError."""
     public, stream, first = _parse_proposal(proposal)
-    return Statement(public, stream, first, b"")
+    return Statement(public, stream, first)
 
 
 def parse_statement(payload: bytes) -> Statement:
@@ -222,7 +222,7 @@ def parse_statement(payload: bytes) -> Statement:
     second = parse_sign1(endorsement)
     if second.payload != parse_sign1(proposal).payload or second.key_id == key_id(public):
         raise CorruptError("key statement is endorsed over something else, or by itself")
-    return Statement(public, stream, first, second.key_id)
+    return Statement(public, stream, first, second)
 
 
 def _parse_proposal(proposal: bytes) -> tuple[Ed25519PublicKey, str, int]:
@@ -295,16 +295,17 @@ class KeyRing:
         """Say whether a key of this name was introduced."""
         return name in self._known
 
-    def introduce(self, payload: bytes) -> Statement:
-        """Believe the key of a statement; raise CorruptError, or SignatureError if nobody we trust endorsed it."""
+    def introduce(self, payload: bytes, stream: str) -> Statement:
+        """Believe the key of a statement for this stream; raise CorruptError, or SignatureError if nobody we trust endorsed it."""
         statement = parse_statement(payload)
-        match decode_cbor(payload):
-            case [_, bytes() as endorsement]:
-                message = parse_sign1(endorsement)
-            case _:
-                raise CorruptError("key statement is not two COSE_Sign1 messages")
-        authority = self._authorities.get(statement.endorser) or self._predecessor(statement)
-        verify_with(authority, message.algorithm, message.to_be_signed, message.signature)
+        if statement.stream != stream:
+            message_text = f"key statement is for stream {statement.stream}, not {stream}"
+            raise WrongStreamError(message_text)
+        second = statement.endorsement
+        if second is None:
+            raise SignatureError("key statement is endorsed by nobody")
+        authority = self._authorities.get(second.key_id) or self._predecessor(statement, second.key_id)
+        verify_with(authority, second.algorithm, second.to_be_signed, second.signature)
         earlier = self._known.get(statement.key_id)
         if earlier is not None and earlier.stream != statement.stream:
             message_text = f"key {statement.key_id.hex()} already belongs to stream {earlier.stream}"
@@ -312,12 +313,12 @@ class KeyRing:
         self._known[statement.key_id] = _Known(statement.public, statement.stream, statement.first_generation)
         return statement
 
-    def _predecessor(self, statement: Statement) -> PublicKey:
-        before = self._known.get(statement.endorser)
+    def _predecessor(self, statement: Statement, endorser: bytes) -> PublicKey:
+        before = self._known.get(endorser)
         if before is None or before.stream != statement.stream:
-            message = f"key {statement.key_id.hex()} is endorsed by {statement.endorser.hex()}, neither our CA nor a key of this stream"
+            message = f"key {statement.key_id.hex()} is endorsed by {endorser.hex()}, neither our CA nor a key of this stream"
             raise UnknownKeyError(message)
-        last_good = self._revoked.get(statement.endorser)
+        last_good = self._revoked.get(endorser)
         if last_good is not None and not 0 < statement.first_generation <= last_good.generation:
             message = f"key {statement.key_id.hex()} is endorsed by a revoked key"
             raise RevokedKeyError(message)

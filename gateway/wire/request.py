@@ -30,10 +30,11 @@ has one spelling.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from buffer import limits
 from buffer.errors import CorruptError
@@ -203,3 +204,16 @@ def parse_missing(body: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         raise CorruptError("not a list of missing objects")
     named = [line.partition(" ") for line in lines]
     return tuple(bytes.fromhex(x) for k, _, x in named if k == "object"), tuple(bytes.fromhex(x) for k, _, x in named if k == "key")
+
+
+def parse_status(body: bytes) -> dict[str, Any]:
+    """Return the advisory status as plain JSON values; raise CorruptError. Shown as what it is: unsigned."""
+    if len(body) > STATUS_BYTES_MAX:
+        raise CorruptError("status is longer than 1 KiB")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError("status is not JSON") from error
+    if type(value) is not dict:
+        raise CorruptError("status is not a JSON object")
+    return value

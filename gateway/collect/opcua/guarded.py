@@ -159,6 +159,7 @@ class GuardedUaClient(UaClient):
         super().__init__(REQUEST_TIMEOUT_S)
         self.throttle = throttle
         self._interface = interface
+        self.leaving = False  # saying goodbye waits for no budget
 
     def _make_protocol(self) -> GuardedProtocol:
         self.protocol = GuardedProtocol(self._timeout, self.security_policy)
@@ -190,7 +191,7 @@ class GuardedUaClient(UaClient):
             raise
 
     async def _send_request(self, request: Any, timeout: float | None = None, message_type: Any = ua.MessageType.SecureMessage) -> Any:
-        began = await self.throttle.begin()
+        began = None if self.leaving else await self.throttle.begin()
         try:
             data = await super()._send_request(request, timeout, message_type)
         except (TimeoutError, ConnectionError):

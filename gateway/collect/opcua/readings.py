@@ -83,6 +83,10 @@ class TagStates:
         rows = self.rows(np.asarray(numbers, np.uint32))[0]
         self._awaited[rows] = self._initial[rows] = True
 
+    def await_same(self, numbers: Sequence[int]) -> None:
+        """Values were read outside the subscription: the next notification may bring the same."""
+        self._awaited[self.rows(np.asarray(numbers, np.uint32))[0]] = True
+
     def rows(self, numbers: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the rows of tag numbers (only of those we have) and which we have."""
         if not len(self.numbers):
@@ -154,7 +158,7 @@ class TagStates:
         """Return the newest reading of each chosen tag again: ts = now, its source time kept, REPEATED."""
         rows = np.flatnonzero(which & self.has)
         kind, values = self._kind[rows], self._value[rows].copy()
-        texts = []
+        texts: list[str] = []
         for at in np.flatnonzero((kind == Kind.TEXT) | (kind == Kind.BYTES)):
             values[at] = len(texts)
             texts.append(self._text[int(rows[at])])

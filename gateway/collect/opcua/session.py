@@ -12,7 +12,7 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncua.common.utils import Buffer
 from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary
@@ -94,7 +94,7 @@ class Session:
 
     def __init__(self, client: GuardedClient, url: str, items_max: int, *, resumed: bool) -> None:
         self._client = client
-        self._url = url
+        self.url = url
         self._items_max = items_max
         self.resumed = resumed
         self.facts = Facts((), 0, None, dict.fromkeys(_LIMITS, items_max))
@@ -152,7 +152,7 @@ class Session:
 
     async def renew(self) -> None:
         """Renew the channel's keys."""
-        with plant(f"{self._url}: renew channel"):
+        with plant(f"{self.url}: renew channel"):
             await self._client.open_secure_channel(renew=True)
             self._client.uaclient.revolve_security_token()
 
@@ -160,8 +160,8 @@ class Session:
         """End session and subscriptions at the server; return whether it confirmed. Never raises for the plant's faults."""
         confirmed = False
         with contextlib.suppress(PlantError, TrustError):
-            with plant(f"{self._url}: close"):
-                self._client.uaclient.session._publish_task = None
+            with plant(f"{self.url}: close"):
+                self._client.uaclient.leaving = True
                 await self._client.uaclient.close_session(True)
                 confirmed = True
                 await self._client.uaclient.close_secure_channel()
@@ -175,7 +175,7 @@ class Session:
     # ---- requests ----
 
     async def _call(self, request: Any, context: str) -> bytes:
-        with plant(f"{self._url}: {context}"):
+        with plant(f"{self.url}: {context}"):
             return plain_bytes(await self._client.uaclient._send_request(request))
 
     async def read_facts(self, wall_ns: Callable[[], int]) -> Facts:
@@ -201,7 +201,7 @@ class Session:
             request.Parameters.NodesToRead = [ua.ReadValueId(NodeId=node_id(node), AttributeId=attribute) for node in chunk]
             items = answers.decode_read(await self._call(request, "Read"), structure)
             if len(items) != len(chunk):
-                raise CorruptError(f"{self._url}: Read of {len(chunk)} nodes answered with {len(items)}")
+                raise CorruptError(f"{self.url}: Read of {len(chunk)} nodes answered with {len(items)}")
             parts.append(items)
         return join_items(parts)
 
@@ -226,7 +226,7 @@ class Session:
             request.Parameters.ItemsToCreate = [_item(wish) for wish in chunk]
             got = answers.parse_created_items(await self._call(request, "CreateMonitoredItems"))
             if len(got) != len(chunk):
-                raise CorruptError(f"{self._url}: {len(chunk)} items asked for, {len(got)} answered")
+                raise CorruptError(f"{self.url}: {len(chunk)} items asked for, {len(got)} answered")
             made += got
         return made
 
@@ -263,7 +263,7 @@ class Session:
         request = ua.PublishRequest()
         request.Parameters.SubscriptionAcknowledgements = [ua.SubscriptionAcknowledgement(one, number) for one, number in acknowledge]
         protocol = self._client.uaclient.protocol
-        with plant(f"{self._url}: Publish"):
+        with plant(f"{self.url}: Publish"):
             if protocol is None:
                 raise ConnectionError("connection lost")
             return protocol._send_request(request, 0)
@@ -339,13 +339,12 @@ async def _take_up(client: GuardedClient, resume: Resume, context: str) -> None:
     """ActivateSession of an existing session on this channel."""
     try:
         token = nodeid_from_binary(Buffer(bytes.fromhex(resume.token)))
-        client._server_nonce = bytes.fromhex(resume.nonce)
+        client._server_nonce = bytes.fromhex(resume.nonce)  # type: ignore[assignment]
         certificate = base64.b64decode(resume.certificate, validate=True)
     except (ValueError, ua.UaError) as error:
         raise ServiceFault(min(SESSION_GONE), context) from error
-    policy = cast("Any", client.security_policy)
-    if not policy.peer_certificate:
-        policy.peer_certificate = certificate or None
+    if not client.security_policy.peer_certificate:
+        client.security_policy.peer_certificate = certificate or None
     client._policy_ids = [ua.UserTokenPolicy(PolicyId=resume.policy_id, TokenType=_token_type(client), SecurityPolicyUri=resume.policy_uri)]
     client.uaclient.session.restore_authentication_token(token)
     try:

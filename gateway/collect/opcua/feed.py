@@ -1,0 +1,179 @@
+"""What outlives a connection to one server: the newest readings, the message numbers, what waits for the ring. Messages in, batches out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from buffer.errors import CorruptError
+from buffer.notice import NoticeKind
+from buffer.types import Flag, empty_columns
+from gateway.collect.clock import SkewWatch
+from gateway.collect.opcua.answers import decode_message
+from gateway.collect.opcua.committer import Committer
+from gateway.collect.opcua.readings import TagStates, Taken
+from gateway.collect.opcua.tracker import Tracker, make_position
+from gateway.collect.source import Batch, GapChange, GapStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from buffer.types import Columns
+    from gateway.collect.clock import GatewayClock
+    from gateway.collect.opcua.answers import Message
+    from gateway.collect.opcua.decode import Items
+    from gateway.collect.opcua.state import Subscription
+    from gateway.collect.source import Sink
+    from gateway.runtime import Runtime
+    from gateway.settings import OpcuaSource
+
+OVERFLOW_NOTICE_NS: Final = 60 * 10**9  # one notice a minute while a server's queues overflow
+SECOND: Final = 10**9
+
+
+class Feed:
+    """One source's readings on their way to the sink, over any number of connections."""
+
+    def __init__(self, settings: OpcuaSource, runtime: Runtime, clock: GatewayClock, sink: Sink) -> None:
+        self.settings = settings
+        self.runtime = runtime
+        self.sink = sink
+        self.name = settings.name
+        self._clock = clock
+        self._known = sink.known(settings.name)
+        self.states = TagStates(settings.tags, self._known.last)
+        self.committer = Committer(sink)
+        self.subscription: Subscription | None = None
+        self.tracker: Tracker | None = None
+        self.structure: Callable[[str, bytes], object] | None = None
+        self._skew = SkewWatch()
+        slowest = max((tag.every_ns for tag in settings.tags), default=0)
+        self._slack_ns = settings.publish_ns + slowest
+        self._level_ns = self.states.newest_ns or self.now()[0]
+        self._overflows = 0
+        self._overflow_told_ns = 0
+        self.alive_number = next((tag.number for tag in settings.tags if settings.alive and tag.id == settings.alive.tag), None)
+        self.alive_changed_ns: int | None = None
+
+    @property
+    def position(self) -> bytes | None:
+        """The committed position at the start of this process."""
+        return self._known.position
+
+    def now(self) -> tuple[int, bool]:
+        """Return the gateway's time and whether it is trusted."""
+        return self._clock.now(self.runtime.wall_ns(), self.runtime.monotonic_ns()), self._clock.trusted
+
+    def begin(self, subscription: Subscription, last: int) -> None:
+        """Use this subscription; `last`: number of its last committed message, 0 for a new one."""
+        self.subscription, self.tracker = subscription, Tracker(last)
+
+    def end(self) -> None:
+        """The subscription is gone."""
+        self.subscription = self.tracker = None
+
+    def notice(self, kind: NoticeKind, **detail: object) -> None:
+        """Tell people something about this source."""
+        self.sink.notice(kind, self.name, **detail)
+
+    # ---- what the server sent ----
+
+    def take_message(self, message: Message) -> bool:
+        """Commit a message's readings and, once durable, acknowledge it. Return False if its items cannot be decoded: they are lost."""
+        subscription, tracker = self.subscription, self.tracker
+        if subscription is None or tracker is None:
+            return True
+        number = message.sequence
+        tracker.took(number)
+        position = make_position(subscription.identity, subscription.id, number)
+        try:
+            columns = self._convert(decode_message(message, self.structure))
+            good = True
+        except CorruptError as error:
+            self.notice(NoticeKind.GAP, event="message not readable", message=number, error=str(error))
+            columns, good = empty_columns(), False
+        self.committer.submit(Batch(self.name, columns, position), lambda: tracker.committed(number))
+        return good
+
+    def take_read(self, numbers: Sequence[int], items: Items) -> None:
+        """Commit values that were read, one per tag number, unless they are the newest already; the next notification may repeat them."""
+        self.states.await_first(numbers)
+        columns = self._convert(replace(items, handle=np.asarray(numbers, np.uint32)))
+        self.states.await_same(numbers)
+        if len(columns):
+            self.committer.submit(Batch(self.name, columns))
+
+    def _convert(self, items: Items) -> Columns:
+        now, trusted = self.now()
+        since = min(now, self._level_ns) - self._slack_ns
+        taken = self.states.take(items, now, since, trusted, self.settings.clock)
+        self._tell(taken, now)
+        if self.alive_number is not None and np.any(taken.columns.tag == self.alive_number):
+            self.alive_changed_ns = self.runtime.monotonic_ns()
+        return taken.columns
+
+    def _tell(self, taken: Taken, now: int) -> None:
+        episode = self._skew.update(taken.stamped, now)
+        if episode is not None:
+            event = "source clock wrong: gateway time used" if episode.began else "source clock right again"
+            self.notice(NoticeKind.CLOCK, event=event, offset_s=round(episode.offset_ns / SECOND, 3), readings=episode.readings)
+        for number, (before, after) in taken.retyped.items():
+            self.notice(NoticeKind.TAG, event="type changed", tag=self.tag_id(number), before=before.name, after=after.name)
+        self._overflows += int(np.count_nonzero(taken.columns.flags & np.uint16(Flag.OVERFLOW)))
+        if self._overflows and now - self._overflow_told_ns >= OVERFLOW_NOTICE_NS:
+            self.notice(NoticeKind.GAP, event="queue overflow at the server", readings=self._overflows)
+            self._overflows, self._overflow_told_ns = 0, now
+
+    def tag_id(self, number: int) -> str:
+        """Return the id of a tag number."""
+        rows, _ = self.states.rows(np.asarray([number], np.uint32))
+        return self.states.tags[int(rows[0])].id if len(rows) else str(number)
+
+    def level(self) -> None:
+        """Note that the server has nothing more for us now."""
+        self._level_ns = self.now()[0]
+
+    # ---- gaps ----
+
+    async def open_gap(self, reason: str) -> None:
+        """Commit a gap since the last moment we were level, before any later reading; a gap without a later reading goes on."""
+        if not self.states.has.any() or any(not gap.first_live_ns for gap in self.sink.known(self.name).gaps):
+            return
+        self.notice(NoticeKind.GAP, event="opened", since_ns=self._level_ns, reason=reason)
+        await self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=self._level_ns)))
+        self.level()
+
+    # ---- what nobody sent ----
+
+    def mark(self, quality: int, ts_ns: int) -> None:
+        """Commit a marker for every tag that shows a value."""
+        columns = self.states.mark(quality, ts_ns)
+        if len(columns):
+            self.committer.submit(Batch(self.name, columns))
+
+    def refuse(self, refused: dict[int, int]) -> None:
+        """Commit one marker per tag the server refuses (number -> status), and tell people."""
+        if refused:
+            self.committer.submit(Batch(self.name, self.states.refuse(refused, self.now()[0])))
+        for number, status in list(refused.items())[:20]:
+            self.notice(NoticeKind.TAG, event="refused by the server", tag=self.tag_id(number), status=f"0x{status:08X}", refused=len(refused))
+
+    def repeat_marked(self) -> None:
+        """Commit the newest reading again where a marker stands: the source was never without us, though we were without it."""
+        self._repeat(self.states.marked.copy())
+
+    def heartbeat(self) -> None:
+        """Commit the newest reading again where its heartbeat is due. Only while the subscription is proven alive."""
+        due = self.states.due(self.now()[0])
+        if due.any():
+            self._repeat(due)
+
+    def _repeat(self, which: NDArray[np.bool_]) -> None:
+        now, trusted = self.now()
+        columns = self.states.repeat(which, now, trusted)
+        if len(columns):
+            self.committer.submit(Batch(self.name, columns))

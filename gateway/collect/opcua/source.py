@@ -1,0 +1,325 @@
+"""One OPC UA server as a source: connects, keeps at it for ever, and says so when it cannot.
+
+A cut costs nothing while the server's queues last: session and subscription are taken up again with what `state.SourceState` and the
+ring's position remember, missing messages are asked for again, and a message is acknowledged only after its commit. Every
+reconnect uses a fresh client object. What the server may be asked, and how often, is `load.Budget`, counted across restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from buffer.errors import CorruptError, StorageFault
+from buffer.notice import NoticeKind
+from buffer.storage import publish_file
+from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
+from gateway.collect.load import Budget
+from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.feed import Feed
+from gateway.collect.opcua.guarded import SESSION_TIMEOUT_S, endpoint_of, make_policy, structure
+from gateway.collect.opcua.link import Link, SubscriptionLost, first_error
+from gateway.collect.opcua.session import LOGIN_REFUSED, Resume, Session
+from gateway.collect.opcua.state import STATE_BYTES_MAX, SourceState, parse_state
+from gateway.collect.opcua.throttle import Throttle
+from gateway.errors import PlantError, TrustError
+from gateway.runtime import full_jitter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.collect.clock import GatewayClock
+    from gateway.collect.source import Sink
+    from gateway.runtime import Runtime
+    from gateway.settings import OpcuaSource as Settings
+
+BACKOFF_BASE_S, BACKOFF_CAP_S = 1.0, 30.0
+DOWN_AFTER_S: Final = 10.0  # shorter cuts leave no marker: the queue fills them
+LEAVE_S: Final = 0.8  # to say goodbye when paused or stopped; then the connection is cut
+DRAIN_S: Final = 5.0  # for the last commits when stopped
+POLL_S: Final = 0.2  # of pause files
+SAVE_S: Final = 30.0  # of the load counters
+
+log = logging.getLogger(__name__)
+
+
+class Pauses(Protocol):
+    """Who was asked to leave which source alone (gateway.collect.control.Control)."""
+
+    def paused(self, source: str) -> bool:
+        """Say whether this source is to be left alone now."""
+        ...
+
+
+class _Paused(Exception):
+    """A person wants this source left alone."""
+
+
+class _NotYet(PlantError):
+    """A rule of ours forbids the next step for a while."""
+
+    def __init__(self, message: str, wait_ns: int) -> None:
+        super().__init__(message)
+        self.wait_s = wait_ns / 1e9
+
+
+class OpcuaSource:
+    """Implements gateway.collect.source.Source."""
+
+    def __init__(self, settings: Settings, runtime: Runtime, clock: GatewayClock, pauses: Pauses, directory: Path) -> None:
+        """directory: <state>/collect, where <source>.json is kept. Raise ConfigError or TrustError for what no waiting will cure."""
+        for url in settings.urls:
+            endpoint_of(url)
+        make_policy(settings)
+        self.name = settings.name
+        self._settings = settings
+        self._runtime = runtime
+        self._clock = clock
+        self._pauses = pauses
+        self._path = directory / f"{settings.name}.json"
+        self._state = SourceState()
+        self._session: Session | None = None
+        self._down = False
+        self._lost_ns = 0  # monotonic: since when nothing is proven
+        self._lost_wall_ns = 0
+        self._reason = "not connected yet"
+        self._attempt = 0
+        self._frozen = False
+
+    # ---- the loop ----
+
+    async def run(self, sink: Sink) -> None:
+        """Read until cancelled."""
+        self._state = parse_state(await self._runtime.offload(self._load))
+        now = self._runtime.monotonic_ns()
+        self._throttle = Throttle(Budget(self._settings.load, now, self._state.load, self._runtime.wall_ns()), self._runtime)
+        self._feed = Feed(self._settings, self._runtime, self._clock, sink)
+        self._feed.structure = structure
+        self._lose("not connected yet")
+        watch = asyncio.create_task(self._watch())
+        try:
+            while True:
+                watch_failed = watch.done() and watch.exception()
+                if watch_failed:
+                    raise watch_failed
+                await self._once()
+        except asyncio.CancelledError:
+            await self._leave("stopped")
+            raise
+        finally:
+            watch.cancel()
+            self._drop()
+
+    async def _once(self) -> None:
+        """One connection, from the first byte to its end."""
+        try:
+            self._check_pause()
+            self._check_login()
+            self._check_session()
+            link = await self._connect()
+            await self._until_paused(link)
+        except _Paused:
+            await self._pause()
+        except _NotYet as wait:
+            self._drop()
+            self._lose(wait.message)
+            await self._wait(wait.wait_s)
+        except (PlantError, TrustError, CorruptError) as error:
+            await self._failed(error)
+
+    async def _until_paused(self, link: Link) -> None:
+        """Let the link work; leave it when it fails or somebody asks for a pause."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(link.run())
+                tasks.create_task(self._poll())
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+
+    async def _poll(self) -> None:
+        """Beside the link: pauses, the life bit, what must survive a restart."""
+        saved_ns = self._runtime.monotonic_ns()
+        while True:
+            await self._runtime.sleep(POLL_S)
+            self._check_pause()
+            self._check_alive()
+            now = self._runtime.monotonic_ns()
+            changed = self._state.subscription != self._feed.subscription
+            self._state.subscription = self._feed.subscription
+            if changed or now - saved_ns > SAVE_S * 1e9:
+                saved_ns = now
+                await self._save()
+
+    async def _connect(self) -> Link:
+        settings, state = self._settings, self._state
+        url = settings.urls[self._attempt % len(settings.urls)]
+        resume = Resume.parse(state.session)
+        session = await Session.connect(settings, url, self._throttle, resume, self._may_create)
+        self._session = session
+        state.session = session.resume().export()
+        state.session_gone = False
+        state.login_accepted()
+        await self._save()
+        link = Link(session, self._feed, state, self._throttle, self._proven)
+        await link.prepare()
+        state.subscription = self._feed.subscription
+        await self._save()
+        return link
+
+    def _may_create(self, gone: bool) -> None:
+        """Raise unless a new session may be asked for now; note that it is, before it is."""
+        self._state.session_gone |= gone
+        self._state.session = None
+        self._check_session()
+        self._state.session_asked(self._runtime.wall_ns())
+        self._store()
+
+    def _check_session(self) -> None:
+        wait = self._state.wait_for_session_ns(self._runtime.wall_ns(), int(SESSION_TIMEOUT_S * 1e9))
+        if wait and self._state.session is None:
+            raise _NotYet("the server may still hold our last session", wait)
+
+    # ---- faults and pauses ----
+
+    async def _failed(self, error: PlantError | TrustError | CorruptError) -> None:
+        self._drop()
+        self._lose(str(error))
+        refused = isinstance(error, ServiceFault) and error.status in LOGIN_REFUSED
+        if refused:
+            self._state.login_refused(self._runtime.wall_ns(), self._secret())
+            self._state.session_gone = True
+            wait = self._state.wait_for_login_ns(self._runtime.wall_ns(), self._secret()) / 1e9
+            self._feed.notice(NoticeKind.SECURITY, event="login refused", error=str(error), again_in_s=round(wait))
+        elif isinstance(error, TrustError) and self._attempt == 0:
+            self._feed.notice(NoticeKind.SECURITY, event="not trusted", error=str(error))
+        if isinstance(error, SubscriptionLost):
+            self._feed.end()
+            self._state.subscription = None
+        await self._save()
+        delay = full_jitter(self._runtime, self._attempt, BACKOFF_BASE_S, BACKOFF_CAP_S)
+        log.info("source lost", extra={"data": {"source": self.name, "error": str(error), "again_in_s": round(delay, 1)}})
+        self._attempt += 1
+        await self._wait(delay)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep, but notice a pause."""
+        until = self._runtime.monotonic_ns() + seconds * 1e9
+        while not self._pauses.paused(self.name):
+            left = (until - self._runtime.monotonic_ns()) / 1e9
+            if left <= 0:
+                return
+            await self._runtime.sleep(min(left, POLL_S))
+
+    def _check_pause(self) -> None:
+        if self._pauses.paused(self.name):
+            raise _Paused
+
+    def _check_login(self) -> None:
+        wait = self._state.wait_for_login_ns(self._runtime.wall_ns(), self._secret())
+        if wait:
+            message = f"login refused; next try in {wait / 60e9:.0f} min, or when the password file changes"
+            raise _NotYet(message, min(wait, 10**9))
+
+    async def _pause(self) -> None:
+        """Leave the server and stay away while the pause lasts."""
+        await self._leave("paused")
+        while self._pauses.paused(self.name):
+            await self._runtime.sleep(POLL_S)
+        self._lose("resumed after a pause")
+
+    async def _leave(self, reason: str) -> None:
+        """Say goodbye in LEAVE_S, mark every tag, tell people."""
+        session, self._session = self._session, None
+        if session is not None:
+            confirmed = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    confirmed = await session.close()
+            session.drop()
+            if confirmed:
+                self._state.session, self._state.session_gone = None, True
+        self._feed.end()
+        self._state.subscription = None
+        await self._save()
+        await self._feed.committer.drain(DRAIN_S)
+        self._feed.mark(BAD_OUT_OF_SERVICE, self._feed.now()[0])
+        self._feed.notice(NoticeKind.SOURCE_DOWN, event=reason)
+        self._down = True
+        self._reason = reason
+        if reason == "stopped":
+            await self._feed.committer.drain(DRAIN_S)
+
+    def _drop(self) -> None:
+        if self._session is not None:
+            self._session.drop()
+            self._session = None
+
+    # ---- down and up ----
+
+    def _lose(self, reason: str) -> None:
+        """Nothing is proven from now on."""
+        self._reason = reason
+        if not self._lost_ns:
+            self._lost_ns, self._lost_wall_ns = self._runtime.monotonic_ns(), self._feed.now()[0]
+
+    def _proven(self, kept: bool) -> None:
+        """Readings flow."""
+        seconds = round((self._runtime.monotonic_ns() - self._lost_ns) / 1e9, 1) if self._lost_ns else 0.0
+        self._feed.notice(NoticeKind.SOURCE_UP, event="readings flow", after_s=seconds, subscription_kept=kept, reason=self._reason)
+        self._down, self._lost_ns, self._attempt = False, 0, 0
+        self._feed.alive_changed_ns = self._runtime.monotonic_ns()
+
+    async def _watch(self) -> None:
+        """After DOWN_AFTER_S without proof of life: one marker per tag, with the time of the loss, and one notice."""
+        while True:
+            await self._runtime.sleep(POLL_S)
+            if self._down or not self._lost_ns or self._runtime.monotonic_ns() - self._lost_ns < DOWN_AFTER_S * 1e9:
+                continue
+            self._down = True
+            self._feed.mark(BAD_NO_COMMUNICATION, self._lost_wall_ns)
+            self._feed.notice(NoticeKind.SOURCE_DOWN, event="no communication", since_ns=self._lost_wall_ns, reason=self._reason)
+
+    def _check_alive(self) -> None:
+        """Compare the life bit with its limit."""
+        alive, changed = self._settings.alive, self._feed.alive_changed_ns
+        if alive is None or changed is None or self._lost_ns:
+            return
+        frozen = self._runtime.monotonic_ns() - changed > alive.within_ns
+        if frozen != self._frozen:
+            self._frozen = frozen
+            self._feed.notice(NoticeKind.FROZEN, event="stands still" if frozen else "moves again", tag=alive.tag, within_s=alive.within_ns / 1e9)
+
+    # ---- state file ----
+
+    def _load(self) -> bytes | None:
+        try:
+            with self._path.open("rb") as file:
+                return file.read(STATE_BYTES_MAX)
+        except OSError:
+            return None
+
+    def _secret(self) -> str:
+        """Return what changes when the account or its password file changes."""
+        file = self._settings.password_file
+        try:
+            facts = file.stat() if file else None
+        except OSError:
+            facts = None
+        about = f"{self._settings.user}\0{facts.st_mtime_ns if facts else 0}\0{facts.st_ino if facts else 0}"
+        return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+    def _store(self) -> None:
+        now = self._runtime.monotonic_ns()
+        self._state.load = dict[str, Any](self._throttle.budget.export(now, self._runtime.wall_ns()))
+        publish_file(self._path, self._state.encode(), mode=0o600)
+
+    async def _save(self) -> None:
+        """Publish the state file. A disk that refuses costs politeness after a restart, no reading: said, and borne."""
+        try:
+            await self._runtime.offload(partial(self._store))
+        except StorageFault as fault:
+            self._feed.notice(NoticeKind.STORAGE, event="state file not written", error=str(fault))

@@ -22,6 +22,7 @@ from buffer.ring import Instant, Ring, RingOptions, with_root
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
+from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.sealer import run_child
 from gateway.collect.sources import make_sources
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
 
 SEAL_LOOK_S: Final = 1.0
+RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
 STOP_SECONDS_MAX: Final = 10  # for a source to write its markers and leave the server
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Collector:
     tables: Tables
     writer: Writer
     control: Control
+    clock: GatewayClock
     sources: list[Source]
     root: Path
 
@@ -88,6 +91,9 @@ class Collector:
             events, self.ring.counters.events = self.ring.counters.events, []
             for event in events:
                 self.writer.notice(NoticeKind.RING, "", event=event)
+            said = self.clock.observe(self.runtime.wall_ns(), self.runtime.monotonic_ns(), synchronised=False)
+            if said is not None:
+                self.writer.notice(NoticeKind.CLOCK, "", event=said.event, offset_ns=said.offset_ns)
             path = self.settings.state / "collect" / "status.json"
             publish_file(path, json.dumps(self.status(), default=str).encode(), durable=False)
             notify("WATCHDOG=1")
@@ -116,20 +122,17 @@ class Collector:
             "ring_bytes": self.ring.usage_bytes(),
             "ring_bytes_max": self.settings.ring.max_bytes,
             "bytes_written": c.bytes_written,
-            "sources": {source.name: getattr(source, "status", lambda: {})() for source in self.sources},
+            "sources": {source.name: getattr(source, "status", dict)() for source in self.sources},
         }
 
     def instant(self) -> Instant:
         """Return the time of now."""
-        return instant(self.runtime)
+        return instant(self.runtime, self.clock)
 
 
-def instant(runtime: Runtime) -> Instant:
+def instant(runtime: Runtime, clock: GatewayClock) -> Instant:
     """Return the time of now, as the ring wants it."""
-    return Instant(runtime.wall_ns(), runtime.monotonic_ns(), runtime.boot_id, trusted=runtime.wall_ns() > RELEASED_NS)
-
-
-RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
+    return Instant(runtime.wall_ns(), runtime.monotonic_ns(), runtime.boot_id, clock.trusted)
 
 
 async def run(runtime: Runtime, settings: GatewaySettings) -> None:
@@ -170,7 +173,9 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     options = RingOptions(settings.stream, settings.ring.max_bytes, public_keys=(spki_der(signer.public),))
     before = _table_before(root)
     tables = build_tables(settings, before)
-    now = instant(runtime)
+    newest = _newest_wall_ns(root)
+    clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
+    now = instant(runtime, clock)
     ring = Ring.open(PosixStorage(root), options, signer, verifier, now, runtime.nonce32(), runtime.nonce64)
     statement = settings.data_key.with_suffix(".statement")
     if statement.exists():
@@ -179,13 +184,13 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     ring.commit(now)
     name = f"addresses-{hashlib.sha256(tables.addresses).hexdigest()[:16]}.json"
     publish_file(settings.state / "collect" / name, tables.addresses, mode=0o600)
-    writer = Writer(ring, tables.table, runtime, partial(instant, runtime), settings.ring.commit_ns)
+    writer = Writer(ring, tables.table, runtime, partial(instant, runtime, clock), settings.ring.commit_ns)
     control = Control(settings.state / "control")
     control.poll()
-    sources = make_sources(runtime, settings, tables.sources, control)
+    sources = make_sources(runtime, settings, tables.sources, clock, control)
     if before is not None and encode_table(before) != encode_table(tables.table):
         writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=len(tables.table.tags))
-    return Collector(runtime, settings, ring, tables, writer, control, sources, root)
+    return Collector(runtime, settings, ring, tables, writer, control, clock, sources, root)
 
 
 def _verifier(settings: GatewaySettings, signer: KeySigner, root: Path) -> KeyRing:
@@ -198,6 +203,16 @@ def _verifier(settings: GatewaySettings, signer: KeySigner, root: Path) -> KeyRi
     keys = KeyRing()
     keys.trust(signer.public)
     return keys
+
+
+def _newest_wall_ns(root: Path) -> int:
+    """Return when the newest committed block was committed, 0 on a new disk: a clock before that is wrong."""
+    reader = RingReader(PosixReadStorage(root))
+    try:
+        newest = reader.newest(reader.inventory())
+    except CorruptError:
+        return 0
+    return newest.state.wall_ns if newest is not None and newest.state is not None else 0
 
 
 def _table_before(root: Path) -> TagTable | None:

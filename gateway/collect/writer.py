@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buffer.ring import Instant, Ring
-    from buffer.types import Columns
     from buffer.tagtable import TagTable
+    from buffer.types import Columns
     from gateway.collect.source import Batch
     from gateway.runtime import Runtime
 

@@ -19,7 +19,8 @@ from buffer.rows import describe
 from buffer.storage import PosixReadStorage
 from buffer.tagtable import TagTable, decode_table
 from buffer.types import Flag, Kind
-from gateway.landing import LIVE, LandingReader, stream_names
+from gateway.landing import LandingReader, stream_names
+from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,28 +73,24 @@ class Follower:
         """Take what is new; a record that does not read is shown as such."""
         try:
             self._reader.refresh()
-            lane = self._reader.index.lanes[LIVE]
-            top = self._reader.index.highest()[LIVE]
+            top = self._reader.state.live_end
             if self._next < 0 or self._next > top:
                 self._next = max(0, top - CATCH_UP_RECORDS)
-            for number in range(self._next, top):
-                if number in lane:
-                    self._take(lane[number])
-            self._next = top
-            self.facts.generations = len({r.generation for r in lane.values()})
+            for record in self._reader.records(Lane.LIVE, self._next, CATCH_UP_RECORDS):
+                self._take(record)
+                self._next = record.number + 1
+            self.facts.generations = len(self._reader.state.seqs)
             self.facts.error = ""
         except CorruptError as error:
             self.facts.error = str(error)
 
     def _take(self, record: Record) -> None:
-        late = record.received_ns - record.committed_ns
-        if late > OUTAGE_NS:
-            self.facts.outages.append((record.committed_ns, record.received_ns))
+        late = record.received_ns - record.state.wall_ns
+        if late > OUTAGE_NS and record.kind == FrameKind.BLOCK:
+            self.facts.outages.append((record.state.wall_ns, record.received_ns))
         self.facts.record = record
-        table = self._table(record.tag_table)
-        for frame in self._reader.frames(record):
-            if frame.manifest.kind == FrameKind.BLOCK and frame.manifest.count:
-                self._newest(decode(frame.payload, frame.manifest.count), table)
+        if record.kind == FrameKind.BLOCK and record.count and record.file:
+            self._newest(decode(self._reader.frame(record).payload, record.count), self._table(record.tag_table))
 
     def _table(self, digest: bytes) -> TagTable:
         if digest not in self._tables:

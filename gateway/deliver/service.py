@@ -14,8 +14,9 @@ from buffer.storage import PosixReadStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table
 from gateway.deliver.parquet import LakeSink, frame_rows
 from gateway.deliver.sink import Part, SinkError, Work
-from gateway.landing import LANE_NAMES, LandingReader, Record, since, stream_names
+from gateway.landing import LandingReader, Record, stream_names
 from gateway.runtime import full_jitter, notify
+from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,29 +56,31 @@ class Feed:
     def next(self, cursor: Cursor, sink: Sink) -> Work | None:
         """Return the next piece of work for a sink, None if it has everything; raise CorruptError, StorageFault."""
         self._reader.refresh()
-        index = self._reader.index
-        if not index.landing:
+        state = self._reader.state
+        if not state.landing:
             return None
-        starts = since(index.openings, cursor.landing) if cursor.landing else (0, 0)
-        later = dict(zip(LANE_NAMES, starts, strict=True))
+        starts = state.since(cursor.landing) if cursor.landing else None
+        later = {Lane.LIVE.value: starts.live, Lane.BACKFILL.value: starts.backfill} if starts else {}
         ahead = cursor.copy()
-        ahead.follow(index.landing, later)
-        for lane, name in enumerate(LANE_NAMES):
-            records = self._records(lane, ahead.following.get(name, 0), sink.limit(cursor, name))
+        ahead.follow(state.landing, later)
+        for lane in Lane:
+            records = self._records(lane, ahead.following.get(lane.value, 0), sink.limit(cursor, lane.value))
             if records:
-                parts = tuple(self._part(record) for record in records)
-                return Work(self.stream, self.site, name, index.landing, later, records[0].number, records[-1].number, parts)
+                parts = tuple(self._part(record) for record in records if record.new)
+                return Work(self.stream, self.site, lane.value, state.landing, later, records[0].number, records[-1].number, parts)
         return None
 
-    def _records(self, lane: int, first: int, limit: int | None) -> list[Record]:
+    def _records(self, lane: Lane, first: int, limit: int | None) -> list[Record]:
+        """Return records first.. without a hole, up to `limit` or as many as one piece of work takes."""
         out: list[Record] = []
         readings = 0
-        held = self._reader.index.lanes[lane]
-        number = first
-        while number in held and len(out) < WORK_RECORDS_MAX and readings < WORK_READINGS_MAX and (limit is None or number <= limit):
-            out.append(held[number])
-            readings += held[number].count
-            number += 1
+        for record in self._reader.records(lane, first, WORK_RECORDS_MAX):
+            if record.number != first + len(out) or (limit is not None and record.number > limit):
+                break
+            out.append(record)
+            readings += record.count
+            if readings >= WORK_READINGS_MAX and limit is None:
+                break
         return out
 
     def _part(self, record: Record) -> Part:
@@ -92,7 +95,7 @@ class Feed:
         return self._tables[digest]
 
     def _load(self, record: Record, ranges: Sequence[Range]) -> Rows:
-        return frame_rows(self._reader.frames(record), self._table(record.tag_table), ranges)
+        return frame_rows([self._reader.frame(record)], self._table(record.tag_table), ranges)
 
 
 async def feed_sink(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus, every_s: float) -> None:

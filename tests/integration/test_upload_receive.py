@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import shutil
 import socket
 
+import pyarrow.parquet as pq
 import pytest
 
 from buffer.codec import decode
@@ -19,6 +21,7 @@ from gateway import runtime as world
 from gateway.landing import LandingReader
 from gateway.receive import service as receive
 from gateway.upload import service as upload
+from gateway.wire.request import Lane
 from gateway.wire.request import Lane
 from tests.support.site import Site, instant
 from tests.unit.test_ring import crash
@@ -64,26 +67,21 @@ def landed(site: Site) -> list[int]:
     reader = LandingReader(PosixReadStorage(site.root / "landing" / site.stream))
     reader.refresh()
     out = {}
-    for lane in Lane:
-        for record in reader.records(lane, 0, 10**6):
-            wanted = {seq for a, b in record.new for seq in range(a, b + 1)}
-            if not wanted:
-                continue
-            frame = reader.frame(record)
-            m = frame.manifest
-            if m.kind == FrameKind.SEGMENT:
-                import io
-
-                import pyarrow.parquet as pq
-
-                table = pq.read_table(io.BytesIO(bytes(frame.payload)))
-                pairs = zip(table["seq"].to_pylist(), table["value_int"].to_pylist(), strict=True)
-            else:
-                pairs = ((m.first_seq + i, int(v)) for i, v in enumerate(decode(frame.payload, m.count).values))
-            for seq, value in pairs:
-                if seq in wanted:
-                    assert (m.generation, seq) not in out, "landed twice"
-                    out[(m.generation, seq)] = value
+    for record in [r for lane in Lane for r in reader.records(lane, 0, 10**6)]:
+        wanted = {seq for a, b in record.new for seq in range(a, b + 1)}
+        if not wanted:
+            continue
+        frame = reader.frame(record)
+        m = frame.manifest
+        if m.kind == FrameKind.SEGMENT:
+            table = pq.read_table(io.BytesIO(bytes(frame.payload)))
+            pairs = zip(table["seq"].to_pylist(), table["value_int"].to_pylist(), strict=True)
+        else:
+            pairs = ((m.first_seq + i, int(v)) for i, v in enumerate(decode(frame.payload, m.count).values))
+        for seq, value in pairs:
+            if seq in wanted:
+                assert (m.generation, seq) not in out, "landed twice"
+                out[(m.generation, seq)] = value
     return [out[key] for key in sorted(out)]
 
 

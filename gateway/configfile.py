@@ -282,7 +282,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:  # noqa: ANN401 -- pyda
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg'].removeprefix('Value error, ')}"
     wrong = str(error["loc"][-1])
-    kinds = {"opcua": OpcuaTable, "modbus-tcp": ModbusTable, "modbus-rtu-tcp": ModbusTable, "modbus-rtu": ModbusTable}
+    kinds: dict[str, type[BaseModel]] = {"opcua": OpcuaTable, "modbus-tcp": ModbusTable, "modbus-rtu-tcp": ModbusTable, "modbus-rtu": ModbusTable}
     inner = [kinds[x] for x in error["loc"] if x in kinds]
     keys = list(inner[0].model_fields) if inner else _known_keys(model, error["loc"][:-1])
     near = difflib.get_close_matches(wrong, keys, 1)

@@ -65,7 +65,7 @@ class Collector:
         while True:
             await self.runtime.sleep(SEAL_LOOK_S)
             now = self.instant()
-            await self.writer.exclusively(lambda: self.ring.roll_if_due(now, self.settings.ring.seal_ns))
+            await self.writer.exclusively(partial(self.ring.roll_if_due, now, self.settings.ring.seal_ns))
             request = await self.writer.exclusively(self.ring.sealable)
             if request is None:
                 continue
@@ -75,7 +75,7 @@ class Collector:
                 self.writer.notice(NoticeKind.STORAGE, "", event="journal not sealed", why=result.error)
                 continue
             try:
-                await self.writer.exclusively(lambda: self.ring.adopt(request, result, self.instant()))
+                await self.writer.exclusively(partial(self.ring.adopt, request, result, self.instant()))
             except (CorruptError, StorageFault) as error:
                 await self.writer.exclusively(partial(self.ring.seal_failed, request, str(error)))
                 self.writer.notice(NoticeKind.STORAGE, "", event="segment not published", why=str(error))

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from buffer.tagtable import Tag, TagTable, renumber
+from gateway.settings import OpcuaSource
 
 if TYPE_CHECKING:
-    from gateway.settings import GatewaySettings, ModbusSource, OpcuaSource, TagRow
+    from gateway.settings import GatewaySettings, ModbusSource, TagRow
 
 _UNSIGNED = frozenset({"uint64", "ulint", "lword"})
 
@@ -78,7 +79,7 @@ def _addresses(settings: GatewaySettings) -> bytes:
     body = [
         {
             "source": source.name,
-            "address": list(getattr(source, "urls", ())) or getattr(source, "address", ""),
+            "address": list(source.urls) if isinstance(source, OpcuaSource) else [source.address],
             "tags": {row.id: row.address for row in source.tags},
         }
         for source in settings.sources

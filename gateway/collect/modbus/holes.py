@@ -84,6 +84,11 @@ class Holes:
         self._silent[block.span] = self._silent.get(block.span, 0) + 1
         return self.refused(block, now_ns) if self._silent[block.span] > SILENCE_TOLERATED else Verdict.BAD
 
+    def wake(self, now_ns: int) -> None:
+        """The device came back, perhaps changed: try what rests at the next poll."""
+        for rest in self._rests.values():
+            rest.until_ns = now_ns
+
     @property
     def again(self) -> bool:
         """Whether a block was split in this round: plan anew and ask again at once."""

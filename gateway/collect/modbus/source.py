@@ -47,7 +47,7 @@ _SILENT_BEHIND_GATEWAY: Final = (10, 11)  # exceptions that speak for a unit, no
 _HOLES: Final = (1, 2, 3, 4)  # exceptions that may be about a part of a block
 
 
-class Paused(Protocol):
+class Pauses(Protocol):
     """Who knows which sources people asked to leave alone (collect.control)."""
 
     def paused(self, source: str) -> bool:
@@ -72,8 +72,8 @@ class State:
 class ModbusSource:
     """Polls one device. Times inside are monotonic; `clock` gives the time of readings."""
 
-    def __init__(self, settings: Settings, runtime: Runtime, *, clock: GatewayClock, hubs: Hubs, paused: Paused, state: Path) -> None:
-        """Raise ConfigError naming every tag that cannot be read. `state` is the gateway's state directory."""
+    def __init__(self, settings: Settings, runtime: Runtime, clock: GatewayClock, pauses: Pauses, directory: Path, hubs: Hubs) -> None:
+        """directory: <state>/collect, where <source>.json is kept. Raise ConfigError naming every tag that cannot be read."""
         self._points, findings = compile_tags(settings)
         if findings:
             raise ConfigError(f"source.{settings.name}:\n    " + "\n    ".join(f"{f.where}: {f.what}" for f in findings), "Correct tags.csv.")
@@ -84,9 +84,9 @@ class ModbusSource:
         self._now = runtime.monotonic_ns
         self._clock = clock
         self._hub = hubs.of(settings)
-        self._paused = paused
+        self._pauses = pauses
         self._rules = rules_of(settings)
-        self._memory = Memory(state / "collect" / f"{settings.name}.json", settings.load, runtime)
+        self._memory = Memory(directory / f"{settings.name}.json", settings.load, runtime)
         self._holes = self._memory.holes
         self._life = LifeBit(settings.alive)
         self._groups: list[Group] = []
@@ -109,7 +109,7 @@ class ModbusSource:
         self._replan()
         try:
             while True:
-                if self._paused.paused(self.name):
+                if self._pauses.paused(self.name):
                     await self._pause(sink, outbox)
                 await self._until_paused(self._poll_for_ever(sink, outbox))
         except asyncio.CancelledError:
@@ -119,7 +119,7 @@ class ModbusSource:
     async def _until_paused(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         try:
-            while not task.done() and not self._paused.paused(self.name):
+            while not task.done() and not self._pauses.paused(self.name):
                 await self._runtime.sleep(PAUSE_LOOK_S)
             if task.done():
                 await task
@@ -133,7 +133,7 @@ class ModbusSource:
         self._mark(outbox, BAD_OUT_OF_SERVICE)
         self._enter("paused", "a person asked for it", sink)
         await self._save()
-        while self._paused.paused(self.name):
+        while self._pauses.paused(self.name):
             await self._runtime.sleep(PAUSE_LOOK_S)
         self.state.state = "starting"
 
@@ -305,6 +305,7 @@ class ModbusSource:
 
     async def _up(self, sink: Sink) -> None:
         self._life.restart(self._now())
+        self._holes.wake(self._now())
         detail: dict[str, object] = {"requests_per_round": self.state.requests_per_round}
         if self._settings.identify:
             asked = await self._request(IDENTIFY_PDU)

@@ -34,7 +34,7 @@ async def run(runtime: Runtime, settings: SiteSettings, timing: Timing | None = 
     make_directory(settings.landing)
     root = PosixStorage(settings.landing)
     root.mkdir(layout.LOCK_DIRECTORY, 0o700)
-    root.lock(layout.LOCK)
+    lock = root.lock(layout.LOCK)
     receiver = make_receiver(runtime, settings)
     door = Door(runtime, receiver, timing)
     door.revocations = load_revocations(settings.revoked)
@@ -50,6 +50,7 @@ async def run(runtime: Runtime, settings: SiteSettings, timing: Timing | None = 
     finally:
         await listening.close()
         await receiver.close()
+        root.close(lock)
 
 
 async def _tick(runtime: Runtime, settings: SiteSettings, receiver: Receiver, door: Door, listening: Listening) -> None:

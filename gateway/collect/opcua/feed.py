@@ -58,6 +58,7 @@ class Feed:
         self._overflow_told_ns = 0
         self.alive_number = next((tag.number for tag in settings.tags if settings.alive and tag.id == settings.alive.tag), None)
         self.alive_changed_ns: int | None = None
+        self.heard_ns = runtime.monotonic_ns()  # last answer of the server, whatever it said
 
     @property
     def position(self) -> bytes | None:

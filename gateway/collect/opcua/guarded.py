@@ -44,6 +44,7 @@ ua: Any = asyncua.ua  # its generated types do not fit their own annotations
 CHUNK_BYTES_MAX: Final = 65_536  # what we announce in the Hello; a peer that sends more is cut off
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024  # 500,000 Doubles; bounds what a hostile server can make us hold
 REQUEST_TIMEOUT_S: Final = 10.0  # a PLC may take seconds to create a thousand items
+CONNECT_TIMEOUT_S: Final = 5.0  # for the socket, and again for the answer to Hello
 SESSION_TIMEOUT_S: Final = 60.0  # a session nobody uses is gone after this: small PLCs have four
 PORT_DEFAULT: Final = 4840
 
@@ -142,7 +143,7 @@ class GuardedProtocol(UASocketProtocol):
         if self.transport is None:
             raise ConnectionError("connection lost before Hello")
         self.transport.write(uatcp_to_binary(ua.MessageType.Hello, hello))
-        return await asyncio.wait_for(answer, self.timeout)
+        return await asyncio.wait_for(answer, CONNECT_TIMEOUT_S)
 
     def _send_request(self, request: Any, timeout: float = 1, message_type: Any = ua.MessageType.SecureMessage) -> asyncio.Future[Any]:
         kind: Any = getattr(request, "TypeId", None)
@@ -183,7 +184,7 @@ class GuardedUaClient(UaClient):
                 (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS),
             ):
                 sock.setsockopt(level, option, value)
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.sock_connect(sock, address)
                 await loop.create_connection(self._make_protocol, sock=sock)
         except BaseException:
@@ -209,7 +210,7 @@ class GuardedClient(Client):
 
     def __init__(self, settings: OpcuaSource, url: str, throttle: Throttle) -> None:
         super().__init__(url, REQUEST_TIMEOUT_S)
-        self.uaclient = GuardedUaClient(throttle, settings.interface)
+        self.uaclient = self.guarded = GuardedUaClient(throttle, settings.interface)
         self.name = self.description = "Ebbgate"
         self.application_uri = settings.application_uri
         self.product_uri = "urn:ebbgate"

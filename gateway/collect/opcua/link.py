@@ -55,7 +55,7 @@ class Link:
         self._kept = False
         self._is_proven = False
         self._resync = False
-        self._heard_ns = self._published_ns = feed.runtime.monotonic_ns()
+        feed.heard_ns = self._published_ns = feed.runtime.monotonic_ns()
         self._refused: dict[int, int] = {}
         self._publisher = Publisher(session, throttle, feed.committer.publish_ahead, self._acknowledgements)
 
@@ -122,7 +122,7 @@ class Link:
         """Work until the connection is lost: raises PlantError, TrustError or what the ring raises, in an ExceptionGroup."""
         feed = self._feed
         feed.committer.eased = self._publisher.eased
-        self._heard_ns = self._published_ns = feed.runtime.monotonic_ns()
+        feed.heard_ns = self._published_ns = feed.runtime.monotonic_ns()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publisher.keep_asking())
             tasks.create_task(self._consume())
@@ -138,7 +138,7 @@ class Link:
     async def _consume(self) -> None:
         while True:
             data = await self._publisher.answer()
-            self._heard_ns = self._published_ns = self._feed.runtime.monotonic_ns()
+            self._feed.heard_ns = self._published_ns = self._feed.runtime.monotonic_ns()
             try:
                 answer = parse_publish(data)
             except ServiceFault as fault:
@@ -232,13 +232,13 @@ class Link:
                 self._published_ns = now  # back-pressure: nobody asked
             elif now - self._published_ns > (1.5 * keep_alive_s + 2) * 1e9:
                 raise PlantError(f"no publish for {(now - self._published_ns) / 1e9:.0f} s though the server answers")
-            if now - self._heard_ns > SILENCE_S * 1e9:
+            if now - feed.heard_ns > SILENCE_S * 1e9:
                 try:
                     async with asyncio.timeout(ANSWER_S):
                         await self._session.read([_STATE_NODE], VALUE)
                 except TimeoutError as error:
                     raise PlantError(f"connected but no answer for {SILENCE_S + ANSWER_S:.0f} s") from error
-                self._heard_ns = feed.runtime.monotonic_ns()
+                feed.heard_ns = feed.runtime.monotonic_ns()
 
     async def _tick(self) -> None:
         """Heartbeats of tags, refused items, and what the ring raised."""

@@ -161,7 +161,7 @@ class Session:
         confirmed = False
         with contextlib.suppress(PlantError, TrustError):
             with plant(f"{self.url}: close"):
-                self._client.uaclient.leaving = True
+                self._client.guarded.leaving = True
                 await self._client.uaclient.close_session(True)
                 confirmed = True
                 await self._client.uaclient.close_secure_channel()

@@ -229,6 +229,7 @@ class OpcuaSource:
         await self._leave("paused")
         while self._pauses.paused(self.name):
             await self._runtime.sleep(POLL_S)
+        self._feed.heard_ns = self._runtime.monotonic_ns()
         self._lose("resumed after a pause")
 
     async def _leave(self, reason: str) -> None:
@@ -261,10 +262,11 @@ class OpcuaSource:
     # ---- down and up ----
 
     def _lose(self, reason: str) -> None:
-        """Nothing is proven from now on."""
+        """Nothing is proven since the last answer."""
         self._reason = reason
         if not self._lost_ns:
-            self._lost_ns, self._lost_wall_ns = self._runtime.monotonic_ns(), self._feed.now()[0]
+            self._lost_ns = self._feed.heard_ns
+            self._lost_wall_ns = self._feed.now()[0] - (self._runtime.monotonic_ns() - self._lost_ns)
 
     def _proven(self, kept: bool) -> None:
         """Readings flow."""

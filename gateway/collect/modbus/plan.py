@@ -275,6 +275,10 @@ class Cuts:
     def __len__(self) -> int:
         return len(self._spans)
 
+    def copy(self) -> Cuts:
+        """Return the same cuts, apart."""
+        return Cuts(self._spans)
+
     def export(self) -> list[list[int]]:
         """Return JSON that `restore` reads."""
         return [[int(span.table), span.first, span.end] for span in sorted(self._spans)]

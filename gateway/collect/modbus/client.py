@@ -1,0 +1,195 @@
+"""Modbus TCP and RTU over TCP: one connection, one request in flight, and nothing but reads on the wire.
+
+Two layers of guard: `request` checks the PDU, and the only way to the socket (`_only_reads`) checks the finished frame again. A late
+answer is never taken for the next one: after a missed deadline, a cancelled request, or any byte that does not belong to the answer, the
+connection is closed. Memory: one frame. Never pipelined: servers with Nagle and delayed ACK answer two at once slower than one by one, and
+some answer only one (measured on libmodbus and two others).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Final
+
+from gateway.collect.guard import check_modbus_pdu
+from gateway.collect.modbus.frame import Answer, BadAnswer, ConnectionLost, Framing, NoAnswer, Refused, check_wire, wrap
+from gateway.errors import ConfigError, EbbgateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEEPALIVE_S: Final = 30  # idle before the first probe: stateful firewalls forget connections after minutes
+PROBE_S: Final = 10
+PROBES: Final = 3
+USER_TIMEOUT_MS: Final = 20_000  # unacknowledged bytes for this long end the connection
+_TRANSACTIONS: Final = 65_536
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Return a literal IP address and a port of "192.168.10.40:502" or "[::1]:502"; raise ConfigError. No names: no DNS on this box."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:  # noqa: PLR2004 -- the width of a TCP port
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"{text!r} is no address of a Modbus device", "Write a literal IP address and a port, as 192.168.10.40:502.") from None
+    return str(address), int(port)
+
+
+def _only_reads(transport: asyncio.Transport, framing: Framing, identify: bool) -> Callable[[bytes], None]:
+    """Return the only way to write to this transport: one frame at a time, checked again."""
+
+    def send(wire: bytes) -> None:
+        check_wire(framing, wire, identify)
+        transport.write(wire)
+
+    return send
+
+
+class Connection(asyncio.Protocol):
+    """One open connection. Made by `connect`."""
+
+    def __init__(self, framing: Framing, identify: bool) -> None:
+        self._framing = framing
+        self._identify = identify
+        self._loop = asyncio.get_running_loop()
+        self._send: Callable[[bytes], None] = self._not_open
+        self._abort: Callable[[], None] = lambda: None
+        self._transaction = 0
+        self._answer: Answer | None = None
+        self._waiter: asyncio.Future[bytes] | None = None
+        self._ended: EbbgateError | None = None
+        self.bytes_moved = 0  # both ways, for the load contract
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request may be tried."""
+        return self._ended is None
+
+    async def request(self, unit: int, pdu: bytes, timeout_s: float) -> bytes:
+        """Send one PDU, return the PDU of the answer.
+
+        Raise WriteRefused (nothing sent), Refused (an exception; the connection stays), NoAnswer, BadAnswer, ConnectionLost (closed).
+        """
+        check_modbus_pdu(pdu, self._identify)
+        if self._ended is not None:
+            raise self._ended
+        if self._waiter is not None:
+            raise BadAnswer("a second request while one is in flight")
+        self._transaction = (self._transaction + 1) % _TRANSACTIONS
+        wire = wrap(self._framing, self._transaction, unit, pdu)
+        self._answer = Answer(self._framing, self._transaction, unit, pdu)
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiter = waiter
+        deadline = self._loop.call_later(timeout_s, self._late, timeout_s)
+        try:
+            self._send(wire)
+            self.bytes_moved += len(wire)
+            return await waiter
+        except asyncio.CancelledError:
+            self._end(ConnectionLost("the request was given up"))
+            raise
+        finally:
+            deadline.cancel()
+            self._answer = self._waiter = None
+
+    def close(self) -> None:
+        """End the connection at once; nothing more is sent."""
+        self._end(ConnectionLost("the connection was closed here"))
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, behind the guard."""
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError(transport)
+        self._send = _only_reads(transport, self._framing, self._identify)
+        self._abort = transport.abort
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the answer; whatever is not part of it ends the connection."""
+        self.bytes_moved += len(data)
+        if self._answer is None or self._waiter is None or self._waiter.done():
+            self._end(BadAnswer("bytes came that nobody asked for"))
+            return
+        try:
+            pdu = self._answer.feed(data)
+        except Refused as refused:
+            self._waiter.set_exception(refused)
+        except BadAnswer as error:
+            self._end(error)
+        else:
+            if pdu is not None:
+                self._waiter.set_result(pdu)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the waiting request."""
+        self._end(ConnectionLost(f"the connection broke: {exc}" if exc else "the device closed the connection"))
+
+    def _late(self, timeout_s: float) -> None:
+        self._end(NoAnswer(f"no answer within {timeout_s:g} s"))
+
+    def _end(self, why: EbbgateError) -> None:
+        if self._ended is not None:
+            return
+        self._ended = ConnectionLost(why.message)
+        self._send = self._not_open
+        self._abort()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(why)
+
+    @staticmethod
+    def _not_open(wire: bytes) -> None:
+        raise ConnectionLost(f"not connected; {len(wire)} bytes were not sent")
+
+
+async def connect(address: str, framing: Framing, identify: bool, interface: str, timeout_s: float) -> Connection:
+    """Open one connection; raise ConnectionLost saying what the network said."""
+    host, port = parse_host_port(address)
+    sock = _socket(host, interface)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await loop.sock_connect(sock, (host, port))
+            _, connection = await loop.create_connection(lambda: Connection(framing, identify), sock=sock)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):  # TimeoutError too
+            raise ConnectionLost(_explain(address, error, timeout_s)) from None
+        raise
+    return connection
+
+
+def _explain(address: str, error: OSError, timeout_s: float) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        hint = "the port is closed, or all connections of this device are taken (ours from before a power cut may still count)"
+        return f"{address} refused the connection: {hint}"
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"{address} did not answer within {timeout_s:g} s: switched off, another network, or a firewall between"
+    return f"{address}: {error.strerror or error}"
+
+
+def _socket(host: str, interface: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if interface:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_NODELAY, 1),
+            (socket.TCP_KEEPIDLE, KEEPALIVE_S),
+            (socket.TCP_KEEPINTVL, PROBE_S),
+            (socket.TCP_KEEPCNT, PROBES),
+            (socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
+        ):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sock.close()
+        raise ConnectionLost(f"network interface {interface or 'default'}: {error.strerror}") from None
+    return sock

@@ -1,0 +1,139 @@
+"""One connection per device address, shared by all sources behind it: a meter has two to four, and SCADA needs one.
+
+Units behind one gateway and devices on one wire share it by nature: requests wait for each other in order of arrival, so a silent unit
+delays its neighbours by one timeout per back-off step, not more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.collect.modbus.client import connect
+from gateway.collect.modbus.frame import Framing
+from gateway.errors import ConfigError, PlantError
+
+if TYPE_CHECKING:
+    from gateway.runtime import Runtime
+    from gateway.settings import ModbusSource
+
+
+class Link(Protocol):
+    """What client.Connection and serial.SerialLine are to a source."""
+
+    bytes_moved: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request may be tried."""
+        ...
+
+    async def request(self, unit: int, pdu: bytes, timeout_s: float) -> bytes:
+        """Send one PDU, return the PDU of the answer; raise Refused, NoAnswer, BadAnswer, ConnectionLost."""
+        ...
+
+    def close(self) -> None:
+        """End it at once."""
+        ...
+
+
+async def open_link(settings: ModbusSource) -> Link:
+    """Connect as the settings say; raise ConnectionLost."""
+    if settings.kind == "modbus-rtu":
+        from gateway.collect.modbus.serial import open_serial  # noqa: PLC0415 -- pymodbus costs 100 ms and 10 MB; few sites need it
+
+        return await open_serial(settings)
+    framing = Framing.RTU if settings.kind == "modbus-rtu-tcp" else Framing.MBAP
+    return await connect(settings.address, framing, settings.identify, settings.interface, settings.timeout_ns / 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request: its answer (PDU, or the fault), monotonic times in ns, bytes both ways."""
+
+    answer: bytes | PlantError
+    began_ns: int
+    ended_ns: int
+    size_bytes: int
+
+
+class Hub:
+    """The connection to one address. Sources `join`, ask, and `leave`; the last one to leave closes it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._turn = asyncio.Lock()  # one request in flight
+        self._link: Link | None = None
+        self._users: set[str] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a connection stands."""
+        return self._link is not None and self._link.is_open
+
+    def join(self, name: str) -> None:
+        """Say that a source uses this connection."""
+        self._users.add(name)
+
+    def leave(self, name: str) -> None:
+        """Say that a source is done; closes the connection if nobody else uses it."""
+        self._users.discard(name)
+        if not self._users:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    async def ask(self, settings: ModbusSource, pdu: bytes) -> Asked:
+        """Wait for the turn, connect if need be, send one request. Faults are in the result, times and bytes too.
+
+        Raise WriteRefused (our own defect) and CancelledError only.
+        """
+        async with self._turn:
+            began = self._runtime.monotonic_ns()
+            moved = 0
+            try:
+                if not self.is_open:
+                    self._link = await open_link(settings)
+                link = self._link
+                if link is None:
+                    raise PlantError("closed while connecting")
+                moved = link.bytes_moved
+                began = self._runtime.monotonic_ns()
+                answer: bytes | PlantError = await link.request(settings.unit, pdu, settings.timeout_ns / 1e9)
+            except PlantError as error:
+                answer = error
+            ended = self._runtime.monotonic_ns()
+            return Asked(answer, began, ended, (self._link.bytes_moved if self._link else moved) - moved)
+
+    async def release(self) -> None:
+        """Close the connection when nobody's request is in flight (close_after_poll)."""
+        async with self._turn:
+            self.close()
+
+
+class Hubs:
+    """All connections of this process, by address."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._hubs: dict[tuple[str, str], Hub] = {}
+
+    def of(self, settings: ModbusSource) -> Hub:
+        """Return the hub of an address (through one interface: twin machines share addresses)."""
+        return self._hubs.setdefault((settings.address, settings.interface), Hub(self._runtime))
+
+
+def check_shared(sources: tuple[ModbusSource, ...]) -> None:
+    """Raise ConfigError where sources that share an address disagree about how to talk to it."""
+    first: dict[tuple[str, str], ModbusSource] = {}
+    for one in sources:
+        other = first.setdefault((one.address, one.interface), one)
+        for name in ("kind", "identify", "baud", "parity", "stop_bits"):
+            if getattr(one, name) != getattr(other, name):
+                message = f"source.{one.name} and source.{other.name} share {one.address} but differ in {name}"
+                raise ConfigError(message, "They are one connection: give both the same.")

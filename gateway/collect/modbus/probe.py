@@ -1,0 +1,192 @@
+"""First contact with a Modbus device, for `ebbgate check` and `ebbgate read`. Obeys and charges the same load contract as collect.
+
+Runs as collect's user, under collect's lock: never beside a running source of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from buffer.types import Kind
+from gateway.collect.modbus.decode import Decoder, Field, parse_type
+from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, parse_identification, read_pdu
+from gateway.collect.modbus.group import Group
+from gateway.collect.modbus.hub import Hub
+from gateway.collect.modbus.memory import Memory
+from gateway.collect.modbus.plan import Cuts, Span, compile_tags, parse_address, rules_of
+from gateway.errors import ConfigError, PlantError
+from gateway.findings import Finding, Level
+from gateway.tagfile import ORDERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.collect.modbus.decode import Values
+    from gateway.runtime import Runtime
+    from gateway.settings import ModbusSource
+
+EVERY_TYPE: Final = ("uint16", "int16", "uint32", "int32", "float32", "uint64", "int64", "float64", "bcd16", "bcd32", "string(8)")
+FINDINGS_MAX: Final = 50  # then the device is simply another one than the tag table thinks
+
+Ask = Callable[[bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One way to understand what stands at an address."""
+
+    address: str
+    type: str
+    order: str
+    value: str  # as a person reads it; "" where it is no such value
+    raw: str  # the bytes as the device sent them, hex
+
+
+@asynccontextmanager
+async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) -> AsyncIterator[Ask]:
+    """Give a function that sends one PDU when the load contract lets it, and raises what goes wrong."""
+    memory = Memory(directory / f"{settings.name}.json", settings.load, runtime)
+    hub = Hub(runtime)
+    hub.join(settings.name)
+
+    async def ask(pdu: bytes) -> bytes:
+        now = runtime.monotonic_ns()
+        while (left := memory.budget.ready_ns(now) - now) > 0:
+            await runtime.sleep(left / 1e9)
+            now = runtime.monotonic_ns()
+        memory.budget.begin(now)
+        asked = await hub.ask(settings, pdu)
+        failed = isinstance(asked.answer, PlantError) and not isinstance(asked.answer, Refused)
+        memory.budget.spent(asked.ended_ns, asked.ended_ns - asked.began_ns, asked.size_bytes, failed=failed)
+        if isinstance(asked.answer, PlantError):
+            raise asked.answer
+        return asked.answer
+
+    try:
+        yield ask
+    finally:
+        hub.leave(settings.name)
+        await memory.save()
+
+
+async def check(settings: ModbusSource, runtime: Runtime, directory: Path, *, contact: bool = True) -> tuple[Finding, ...]:
+    """Return what is wrong with the tags of a source, what its plan costs, and (contact) what the device refuses.
+
+    directory: <state>/collect. With contact every block of the plan is read once, and refused blocks value by value.
+    """
+    points, found = compile_tags(settings)
+    findings = list(found)
+    if any(one.where.startswith("source.") for one in found):
+        return tuple(findings)
+    groups = [Group(every, [p for p in points if p.tag.every_ns == every], {}) for every in sorted({p.tag.every_ns for p in points})]
+    for group in groups:
+        group.replan(rules_of(settings), Cuts())
+    findings += _cost(settings, groups)
+    if contact:
+        try:
+            async with _contact(settings, runtime, directory) as ask:
+                findings += await _try_all(settings, groups, ask)
+        except PlantError as error:
+            findings.append(Finding(Level.REFUSED, f"source.{settings.name}", error.message, "Check address, cable, switch and firewall."))
+    return tuple(findings)
+
+
+def _cost(settings: ModbusSource, groups: list[Group]) -> list[Finding]:
+    where = f"source.{settings.name}"
+    wanted = sum(len(group.blocks) * 1e9 / group.every_ns for group in groups)
+    blocks = sum(len(group.blocks) for group in groups)
+    what = f"{sum(len(group.points) for group in groups)} tags in {blocks} requests, {wanted:.2f} requests/s of {settings.load.requests_per_s:g}"
+    if wanted > settings.load.requests_per_s:
+        remedy = "Read less often, state in `gap` or `allowed` what may be read along, or raise load.requests_per_s after asking the machine's owner."
+        return [Finding(Level.WARNING, where, what + ": polls will be skipped", remedy)]
+    return [Finding(Level.INFO, where, what)]
+
+
+async def _try_all(settings: ModbusSource, groups: list[Group], ask: Ask) -> list[Finding]:
+    findings: list[Finding] = []
+    if settings.identify:
+        try:
+            said = parse_identification(await ask(IDENTIFY_PDU))
+            findings.append(Finding(Level.INFO, f"source.{settings.name}", f"the device says it is {said}"))
+        except Refused as refused:
+            findings.append(Finding(Level.INFO, f"source.{settings.name}", f"the device does not identify itself: {refused.message}"))
+    for group in groups:
+        for block in group.blocks:
+            if len(findings) >= FINDINGS_MAX:
+                findings.append(Finding(Level.REFUSED, f"source.{settings.name}", "and more", "Is it the right unit, and the right device?"))
+                return findings
+            findings += await _try_block(group, block.span, block.values, ask)
+    return findings
+
+
+async def _try_block(group: Group, span: Span, values: tuple[Span, ...], ask: Ask) -> list[Finding]:
+    if await _refusal(span, ask) is None:
+        return []
+    findings = []
+    for value in values:
+        refused = await _refusal(value, ask)
+        if refused is not None:
+            tags = [point.tag for point in group.points if point.span == value]
+            where = ", ".join(f"row {tag.line}, {tag.id}" if tag.line else tag.id for tag in tags)
+            findings.append(Finding(Level.REFUSED, where, f"{value}: {refused.message}", "Compare the address with the manual: from 0 or from 1?"))
+    return findings or [Finding(Level.INFO, str(span), "is refused as one block; collect will read it in parts")]
+
+
+async def _refusal(span: Span, ask: Ask) -> Refused | None:
+    try:
+        await ask(read_pdu(span.table, span.first, span.count))
+    except Refused as refused:
+        return refused
+    return None
+
+
+async def read(
+    settings: ModbusSource, runtime: Runtime, directory: Path, address: str, type_: str = "", *, all_orders: bool = False
+) -> tuple[Shown, ...]:
+    """Read one address once; return it as `type_` in the source's order, or (all_orders) in every type and order that fits.
+
+    Raise ConfigError for what cannot be meant, PlantError for what the device or the network said.
+    """
+    try:
+        place = parse_address(address)
+        names = ("bool",) if place.table.is_bits else (f"bit({place.bit})",) if place.bit >= 0 else (type_,) if type_ else EVERY_TYPE
+        types = [parse_type(name) for name in names]
+    except ValueError as error:
+        raise ConfigError(f"{address!r} {type_}: {error}") from None
+    async with _contact(settings, runtime, directory) as ask:
+        data = await _longest(place.table, place.start, [1] if place.table.is_bits else sorted({t.registers for t in types}), ask)
+    orders = ORDERS if all_orders and not place.table.is_bits else (settings.order,)
+    shown = []
+    for name, kind in zip(names, types, strict=True):
+        if not place.table.is_bits and kind.width > len(data):
+            continue
+        for order in orders:
+            got = Decoder([Field(kind, order, 0, 0 if place.table.is_bits else -1)]).decode(data)
+            shown.append(Shown(str(place), name, order, show(got, 0), data[: kind.width].hex(" ")))
+    return tuple({(one.type, one.value): one for one in reversed(shown)}.values())[::-1]
+
+
+async def _longest(table: int, start: int, counts: list[int], ask: Ask) -> bytes:
+    """Read the most registers that the device gives from here: the last ones of a table have no neighbours."""
+    for i, count in enumerate(reversed(counts)):
+        try:
+            return (await ask(read_pdu(table, start, count)))[2:]
+        except Refused:
+            if i == len(counts) - 1:
+                raise
+    return b""
+
+
+def show(got: Values, row: int) -> str:
+    """Return one value as a person reads it; "" for null."""
+    kind, bits = Kind(int(got.kind[row])), got.values[row : row + 1]
+    if kind is Kind.DOUBLE:
+        return f"{bits.view('f8')[0]:.7g}"
+    if kind is Kind.TEXT:
+        return repr(got.texts[int(bits[0])])
+    if kind is Kind.NULL:
+        return ""
+    return str(int(bits.view("i8")[0] if kind is Kind.INT64 else bits[0]))

@@ -1,141 +1,145 @@
-"""What the receiver has signed for: pure. Only a signed verdict moves it; a lost cursor costs offers, nothing else.
+"""What was receipted, in blocks per generation, with the landing numbers that were in use when it was. Pure.
 
-Beside the blocks receipted per generation it keeps when each receipt was given, as the landing numbers it stated (`ends`): when
-a receiver comes back from a backup, everything receipted above the start of its new opening, in any lane, is forgotten here
-and offered again.
+A piece is a run of receipted blocks with the newest `ends` of its receipts. Pieces that touch are merged up to
+PIECE_BLOCKS, so that a receiver restored from yesterday's copy costs offers for what came after, not for a month. Merging keeps the
+greater ends: at worst something held is offered again.
+
+Doubt: blocks that were receipted by a landing that is no more, or perhaps were before our own state was lost. They are offered
+before they are sent again.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from buffer.errors import CorruptError
 from buffer.intervals import Intervals
-from gateway.wire.receipt import Ends, Verdict
+from gateway.wire.receipt import Ends
 
 if TYPE_CHECKING:
-    from gateway.wire.receipt import Receipt
+    from collections.abc import Iterator
 
-GIVEN_MAX: Final = 2_000  # receipts remembered one by one; older neighbours merge (a merged one is offered again sooner than needed)
-VERSION: Final = 1
-
-
-class Given(NamedTuple):
-    """One receipt, or several merged: at these landing ends, blocks first..last of a generation were signed for."""
-
-    live: int
-    backfill: int
-    generation: int
-    first: int
-    last: int
+PIECE_BLOCKS: Final = 4_096  # about an hour of live blocks; 30 days of them are 650 pieces
 
 
-@dataclass(slots=True)
-class Parked:
-    """Frames the receiver refused: tried again every hour until evicted."""
+class Piece(NamedTuple):
+    """Blocks first..last of a generation, held by the landing when it had used the numbers below `ends`."""
 
     generation: int
     first: int
     last: int
-    reason: int
-    retry_ns: int
+    ends: Ends
 
 
 @dataclass(slots=True)
+class _Generation:
+    firsts: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    done: Intervals = field(default_factory=Intervals)
+    doubt: Intervals = field(default_factory=Intervals)
+
+
 class Cursor:
-    """The uploader's memory of one stream."""
+    """See the module. Only a signed verdict may call `receipted`."""
 
-    landing: int = 0
-    held: dict[int, Intervals] = field(default_factory=dict)
-    given: list[Given] = field(default_factory=list)
-    parked: list[Parked] = field(default_factory=list)
-    offer: bool = True  # ask before sending: this cursor is new, or the receiver was restored
+    def __init__(self) -> None:
+        self._generations: dict[int, _Generation] = {}
 
-    def covers(self, generation: int, first: int, last: int) -> bool:
-        """Say whether all these blocks are signed for."""
-        held = self.held.get(generation)
-        return held is not None and held.covers(first, last)
+    def done(self, generation: int) -> Intervals:
+        """Return the receipted blocks of a generation. Not to be changed by the caller."""
+        return self._of(generation).done
 
-    def missing(self, generation: int, first: int, last: int) -> list[tuple[int, int]]:
-        """Return the blocks of first..last that are not signed for."""
-        return (self.held.get(generation) or Intervals()).holes(first, last)
+    def doubt(self, generation: int) -> Intervals:
+        """Return the blocks to be offered before they are sent. Not to be changed by the caller."""
+        return self._of(generation).doubt
 
-    def take(self, receipt: Receipt) -> bool | None:
-        """Believe a verified receipt. Return None if it is no answer (it was asked of another landing), else whether the receiver was
-        restored: something signed for before is to be offered again."""
-        if receipt.asked != self.landing:
-            return None
-        restored = False
-        if receipt.landing != self.landing:
-            restored = self._forget(receipt.since or Ends(), self.landing != 0)
-            self.landing = receipt.landing
-        if receipt.verdict in (Verdict.STORED, Verdict.DUPLICATE, Verdict.CONFLICT):
-            self.held.setdefault(receipt.generation, Intervals()).add(receipt.first, receipt.last)
-            self._remember(Given(receipt.ends.live, receipt.ends.backfill, receipt.generation, receipt.first, receipt.last))
-        return restored
+    def _of(self, generation: int) -> _Generation:
+        return self._generations.setdefault(generation, _Generation())
 
-    def _forget(self, since: Ends, met_before: bool) -> bool:
-        gone = [g for g in self.given if g.live > since.live or g.backfill > since.backfill]
-        for g in gone:
-            if g.generation in self.held:
-                self.held[g.generation].remove(g.first, g.last)
-        self.given = [g for g in self.given if g not in gone]
-        self.offer = self.offer or bool(gone)
-        return bool(gone) and met_before
+    def receipted(self, generation: int, first: int, last: int, ends: Ends) -> None:
+        """Note a verdict about blocks first..last."""
+        g = self._of(generation)
+        self._cut(g, first, last)
+        g.done.add(first, last)
+        g.doubt.remove(first, last)
+        at = bisect_left(g.firsts, first)
+        new = Piece(generation, first, last, ends)
+        if at < len(g.pieces) and _fits(new, g.pieces[at]):
+            new = _merged(new, g.pieces.pop(at))
+            g.firsts.pop(at)
+        if at and _fits(g.pieces[at - 1], new):
+            at -= 1
+            new = _merged(g.pieces.pop(at), new)
+            g.firsts.pop(at)
+        g.pieces.insert(at, new)
+        g.firsts.insert(at, new.first)
 
-    def _remember(self, new: Given) -> None:
-        last = self.given[-1] if self.given else None
-        if last and last.generation == new.generation and last.last + 1 == new.first and (last.live, last.backfill) == (new.live, new.backfill):
-            self.given[-1] = new._replace(first=last.first)
-        else:
-            self.given.append(new)
-        if len(self.given) > GIVEN_MAX:
-            self._merge()
+    @staticmethod
+    def _cut(g: _Generation, first: int, last: int) -> None:
+        """Take first..last out of the pieces; what reaches beyond stays with its own ends."""
+        lo = max(0, bisect_right(g.firsts, first) - 1)
+        hi = bisect_right(g.firsts, last)
+        kept: list[Piece] = []
+        for piece in g.pieces[lo:hi]:
+            if piece.first < first:
+                kept.append(piece._replace(last=min(piece.last, first - 1)))
+            if piece.last > last:
+                kept.append(piece._replace(first=max(piece.first, last + 1)))
+        g.pieces[lo:hi] = kept
+        g.firsts[lo:hi] = [piece.first for piece in kept]
 
-    def _merge(self) -> None:
-        """Halve the older half by joining neighbours; the joined one keeps the later ends."""
-        half = len(self.given) // 2
-        out: list[Given] = []
-        for g in self.given[:half]:
-            a = out[-1] if out else None
-            if a and a.generation == g.generation and a.last + 1 == g.first:
-                out[-1] = Given(max(a.live, g.live), max(a.backfill, g.backfill), g.generation, a.first, g.last)
-            else:
-                out.append(g)
-        self.given = out + self.given[half:]
+    def doubtful(self, generation: int, first: int, last: int) -> None:
+        """Have what is not receipted of first..last offered before it is sent."""
+        g = self._of(generation)
+        for a, b in g.done.holes(first, last):
+            g.doubt.add(a, b)
 
-    def park(self, receipt: Receipt, retry_ns: int) -> None:
-        """Remember a refusal."""
-        self.parked = [p for p in self.parked if (p.generation, p.first) != (receipt.generation, receipt.first)]
-        self.parked.append(Parked(receipt.generation, receipt.first, receipt.last, int(receipt.reason or 0), retry_ns))
+    def not_held(self, generation: int, first: int, last: int) -> None:
+        """An offer was answered with 404: send it."""
+        self._of(generation).doubt.remove(first, last)
 
-    def is_parked(self, generation: int, first: int, last: int, now_ns: int) -> bool:
-        """Say whether these blocks wait after a refusal."""
-        return any(p.generation == generation and p.first <= last and first <= p.last and now_ns < p.retry_ns for p in self.parked)
+    def forget_above(self, since: Ends) -> int:
+        """Move what was receipted with ends above `since`, in any lane, to doubt; return how many blocks that were."""
+        count = 0
+        for generation, g in self._generations.items():
+            lost = [p for p in g.pieces if p.ends.live > since.live or p.ends.backfill > since.backfill]
+            if not lost:
+                continue
+            g.pieces = [p for p in g.pieces if p not in set(lost)]
+            g.firsts = [p.first for p in g.pieces]
+            for piece in lost:
+                g.done.remove(piece.first, piece.last)
+                self.doubtful(generation, piece.first, piece.last)
+                count += piece.last - piece.first + 1
+        return count
+
+    def drop_before(self, generation: int, block: int) -> None:
+        """Forget generations before this one, and its blocks before this one: the ring holds them no more."""
+        for old in [g for g in self._generations if g < generation]:
+            del self._generations[old]
+        g = self._of(generation)
+        if block > 0:
+            self._cut(g, 0, block - 1)
+            g.done.remove(0, block - 1)
+            g.doubt.remove(0, block - 1)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all pieces in order."""
+        for generation in sorted(self._generations):
+            yield from self._generations[generation].pieces
+
+    def doubts(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (generation, first, last) of what is in doubt, in order."""
+        for generation in sorted(self._generations):
+            for first, last in self._generations[generation].doubt:
+                yield generation, first, last
 
 
-def encode_cursor(c: Cursor) -> dict[str, Any]:
-    """Return the cursor as JSON can write it."""
-    return {
-        "version": VERSION,
-        "landing": c.landing,
-        "held": {str(g): [list(x) for x in ranges] for g, ranges in c.held.items()},
-        "given": [list(g) for g in c.given],
-        "parked": [[p.generation, p.first, p.last, p.reason, p.retry_ns] for p in c.parked],
-        "offer": c.offer,
-    }
+def _fits(left: Piece, right: Piece) -> bool:
+    return left.last + 1 == right.first and right.last - left.first < PIECE_BLOCKS
 
 
-def decode_cursor(body: Any) -> Cursor:  # noqa: ANN401 -- parsed JSON
-    """Return the cursor; raise CorruptError."""
-    try:
-        if body["version"] != VERSION:
-            raise CorruptError("cursor of another release")
-        held = {int(g): Intervals((int(a), int(b)) for a, b in ranges) for g, ranges in body["held"].items()}
-        given = [Given(*map(int, g)) for g in body["given"]]
-        parked = [Parked(*map(int, p)) for p in body["parked"]]
-        return Cursor(int(body["landing"]), held, given, parked, bool(body["offer"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"not a cursor: {error}"
-        raise CorruptError(message) from error
+def _merged(left: Piece, right: Piece) -> Piece:
+    ends = Ends(max(left.ends.live, right.ends.live), max(left.ends.backfill, right.ends.backfill))
+    return Piece(left.generation, left.first, right.last, ends)

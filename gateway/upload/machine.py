@@ -1,115 +1,402 @@
-"""What to send next: pure. Two lanes over one cursor; ranges in flight are planned by nobody else."""
+"""What to send next and what an answer means: the uploader's every decision. Pure: bytes, ranges and times in, jobs out.
+
+Only a signed verdict moves the cursor or parks a frame. 404 to an offer and 424 only make it send more. Everything else is no
+answer. A receipt whose request named another landing generation than the one now known is no answer either; what was
+receipted above a start of a later landing is offered again (the receiver was restored).
+
+The shell asks `next`, reads the frames of the job, hands them to `loaded`, sends the request, and reports `answered`, `failed` or
+`gone`. Every job ends with exactly one of these three, or with None from `loaded`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from buffer.frame import HEADER_BYTES
-from buffer.manifest import chain_next
-from gateway.upload.pacing import LIVE_WAIT_NS
+from buffer.errors import CorruptError, SignatureError
+from buffer.intervals import Intervals
+from buffer.manifest import FrameKind
+from gateway.lanes import LiveEdge, backfill_slots
+from gateway.upload.asides import Asides, Why
+from gateway.upload.carrier import CarrierError, altered, explain_status, objects_missing, wrong_key
+from gateway.upload.jobs import Counters, Job, Request, chain_after, cut
+from gateway.upload.memory import Parked
+from gateway.upload.pathstate import PathState
+from gateway.upload.plan import Plan
+from gateway.wire import request as wire
+from gateway.wire.receipt import Refusal, Verdict, parse_receipt
+from gateway.wire.request import FramesTarget, Lane, ObjectTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from buffer.frame import Frame
-    from buffer.layout import SegmentName
-    from buffer.manifest import Manifest
-    from gateway.upload.cursor import Cursor
+    from buffer.cose import Verifier
+    from gateway.upload.jobs import Loaded, Now, Options
+    from gateway.upload.memory import Memory
+    from gateway.upload.plan import Pick, RingView
+    from gateway.wire.receipt import Receipt
 
-RUN_BYTES_MAX: Final = 1024 * 1024  # of one PUT of blocks: a thin link must finish it between two cuts
-RUN_BLOCKS_MAX: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One PUT: blocks first..last of a generation, as loose blocks or as the segment that holds exactly them."""
-
-    generation: int
-    first: int
-    last: int
-    readings: int
-    chain: bytes  # h after last
-    segment: SegmentName | None = None
-    frames: tuple[Frame, ...] = ()
+BODIES_BYTES_MAX: Final = 8 * 1024 * 1024  # of all backfill bodies under way: bounds the process's memory
+RUN_BYTES_MAX: Final = 2 * 1024 * 1024  # of one run of blocks, so that four fit
+PARKED_NS: Final = 3_600 * 10**9  # a refused frame is tried again after this long
+UNREADABLE_NS: Final = 60 * 10**9  # a block that could not be read is looked for again after this long
+OBJECT_AGAIN_NS: Final = 60 * 10**9  # an object is not sent again sooner, however often it is asked for
 
 
-@dataclass(slots=True)
-class InFlight:
-    """Ranges being sent right now."""
+class Machine:
+    """See the module. One caller at a time."""
 
-    ranges: set[tuple[int, int, int]] = field(default_factory=set)
+    def __init__(self, options: Options, memory: Memory, verifier: Verifier, random: Callable[[], float]) -> None:
+        self.options = options
+        self.memory = memory
+        self.plan = Plan()
+        self.path = PathState()
+        self.edge = LiveEdge()
+        self.asides = Asides()
+        self.counters = Counters()
+        self.newest_first = options.newest_first
+        self._verifier = verifier
+        self._random = random
+        self._jobs: dict[int, tuple[Job, int]] = {}  # under way, with the bytes they may hold
+        self._ids = 0
+        self._live_began: int | None = None  # of the live PUT under way
+        self._live_due = 0
+        self._objects: dict[bytes, None] = {}  # wanted, in order
+        self._object_given: dict[bytes, int] = {}  # when, monotonic
+        self._statements: tuple[bytes, ...] = ()
+        self._sent: dict[int, Intervals] = {}  # blocks sent with their bodies and not answered
+        self._offsets: dict[tuple[int, int, int], int] = {}  # bytes of a segment frame that the receiver holds
+        self._looked: dict[int, Intervals] = {}  # while memory is fresh: what was put in doubt once
+        self._doubt_end: tuple[int, int] | None = None
+        for parked in memory.parked.values():
+            self.asides.put((parked.generation, parked.first, parked.last), Why.PARKED, 0)
 
-    def overlaps(self, generation: int, first: int, last: int) -> bool:
-        """Say whether any of these blocks is being sent."""
-        return any(g == generation and a <= last and first <= b for g, a, b in self.ranges)
+    # ---- what the ring says ----
 
+    def grew(self, generation: int, end: int, now: Now) -> bool:
+        """Take the durable mark; say whether there is anything new."""
+        before = self.edge.end if self.edge.generation == generation else None
+        if not self.edge.grew(generation, end, now.mono):
+            return False
+        first = self.edge.first(now.mono) if before is None else before
+        if self._doubt_end is None:
+            self._doubt_end = (generation, first)
+        self.plan.grew(generation, first, end)
+        return True
 
-def make_run(frames: Sequence[Frame]) -> Piece:
-    """Return the PUT of consecutive blocks."""
-    first, last = frames[0].manifest, frames[-1].manifest
-    chain = chain_next(last.chain_before, frames[-1].cose)
-    return Piece(first.generation, first.first_block, last.last_block, sum(f.manifest.count for f in frames), chain, frames=tuple(frames))
+    def inventory(self, view: RingView, statements: Sequence[bytes]) -> None:
+        """Take what the ring holds; forget what it holds no more. statements: SHA-256 of the key statements in it."""
+        self.plan.update(view)
+        self._statements = tuple(statements)
+        for digest in statements:
+            if digest not in self.memory.objects:
+                self._objects.setdefault(digest)
+        oldest = self.plan.oldest()
+        if oldest is not None:
+            self.memory.cursor.drop_before(*oldest)
+            self.asides.keep(self.plan.holds)
+            for key in [k for k in self.memory.parked if not self.plan.holds(*k)]:
+                del self.memory.parked[key]
+            self._offsets = {k: v for k, v in self._offsets.items() if self.plan.holds(*k)}
+        if self.memory.fresh:
+            self._doubt_everything(complete=view.complete)
 
+    def _doubt_everything(self, *, complete: bool) -> None:
+        """Our own state was lost, or this is the first start: perhaps the receiver holds all of it."""
+        if self._doubt_end is None:
+            return
+        for generation, first, last in self.plan.ranges():
+            top = last if generation < self._doubt_end[0] else min(last, self._doubt_end[1] - 1)
+            looked = self._looked.setdefault(generation, Intervals())
+            if generation > self._doubt_end[0] or first > top:
+                continue
+            for a, b in looked.holes(first, top):
+                self.memory.cursor.doubtful(generation, a, b)
+            looked.add(first, top)
+        if complete:
+            self.memory.fresh = False
+            self._looked.clear()
 
-def runs(frames: Iterable[Frame]) -> Iterable[list[Frame]]:
-    """Cut blocks into runs of consecutive ones within RUN_BYTES_MAX."""
-    run: list[Frame] = []
-    size = 0
-    for frame in frames:
-        bytes_ = HEADER_BYTES + len(frame.cose) + len(frame.payload)
-        broken = run and run[-1].manifest.last_block + 1 != frame.manifest.first_block
-        if run and (broken or size + bytes_ > RUN_BYTES_MAX or len(run) >= RUN_BLOCKS_MAX):
-            yield run
-            run, size = [], 0
-        run.append(frame)
-        size += bytes_
-    if run:
-        yield run
+    # ---- what to do next ----
 
+    def next(self, now: Now, *, backfill_open: bool) -> Job | None:
+        """Return the next job, None if there is nothing to do before `wake_ns` or another event."""
+        if now.mono < self.path.until_ns or (not self.path.good and self._jobs):
+            return None
+        job = self._next_live(now) if self._live_began is None else None
+        if job is None and backfill_open and self._backfill_may(now):
+            job = self._next_backfill(now)
+        return job
 
-def plan_live(frames: Iterable[Frame], cursor: Cursor, flight: InFlight, wall_ns: int) -> Piece | None:
-    """Return the newest un-signed blocks young enough for the live lane, as one PUT; None if there are none."""
-    young = []
-    for frame in frames:
-        m = frame.manifest
-        busy = flight.overlaps(m.generation, m.first_block, m.last_block) or cursor.covers(m.generation, m.first_block, m.last_block)
-        if not busy and is_young(m, wall_ns):
-            young.append(frame)
-    cut = list(runs(young))
-    return make_run(cut[-1]) if cut else None
+    def wake_ns(self, now: Now) -> int | None:
+        """Return the monotonic time at which `next` may say something else though nothing happened; None: never."""
+        if now.mono < self.path.until_ns:
+            return self.path.until_ns
+        times = [t for t in (self._live_due, self.asides.next_due()) if t is not None and t > now.mono]
+        return min(times, default=None)
 
+    def _start(self, job: Job, reserve: int) -> Job:
+        self._jobs[job.id] = (job, reserve)
+        return job
 
-def is_young(manifest: Manifest, wall_ns: int) -> bool:
-    """Say whether a block still belongs to the live lane. A clock that stepped back makes everything young: live is a hint only."""
-    return manifest.state is not None and wall_ns - manifest.state.wall_ns < LIVE_WAIT_NS
+    def _id(self) -> int:
+        self._ids += 1
+        return self._ids
 
+    def _next_live(self, now: Now) -> Job | None:
+        for digest in self._objects:
+            self._live_began = now.mono
+            return self._start(Job(self._id(), Lane.LIVE, FrameKind.OBJECT, digest=digest), 0)
+        if now.mono < self._live_due:
+            return None
+        edge = self.edge
+        pick = self.plan.live(edge.generation, edge.first(now.mono), edge.end, self.memory.cursor, self._busy(now))
+        if pick is None:
+            return None
+        self._live_began, self._live_due = now.mono, now.mono + self.options.live_ns
+        return self._start(self._blocks(pick, Lane.LIVE), 0)
 
-def plan_segment(name: SegmentName, m: Manifest, cursor: Cursor, flight: InFlight, wall_ns: int) -> Piece | None:
-    """Return the PUT of a segment if any of its blocks is not signed for."""
-    if cursor.covers(m.generation, m.first_block, m.last_block) or flight.overlaps(m.generation, m.first_block, m.last_block):
-        return None
-    if cursor.is_parked(m.generation, m.first_block, m.last_block, wall_ns):
-        return None
-    return Piece(m.generation, m.first_block, m.last_block, m.count, m.chain_after, segment=name)
+    def _backfill_may(self, now: Now) -> bool:
+        reserved = [reserve for job, reserve in self._jobs.values() if job.lane == Lane.BACKFILL]
+        slots = backfill_slots(self.options.in_flight, self._live_began, now.mono)
+        return len(reserved) < slots and (not reserved or sum(reserved) + self._piece() <= BODIES_BYTES_MAX)
 
+    def _piece(self) -> int:
+        return min(self.path.piece_bytes, RUN_BYTES_MAX)
 
-def plan_blocks(
-    frames: Iterable[Frame], sealed: Sequence[tuple[int, int]], cursor: Cursor, flight: InFlight, wall_ns: int
-) -> Piece | None:
-    """Return the oldest run of blocks that stand in no segment and that the live lane has given up."""
-    wanted: list[Frame] = []
-    for frame in frames:
-        m = frame.manifest
-        skip = any(a <= m.first_block <= b for a, b in sealed) or cursor.covers(m.generation, m.first_block, m.last_block)
-        skip = skip or is_young(m, wall_ns) or flight.overlaps(m.generation, m.first_block, m.last_block)
-        if skip or cursor.is_parked(m.generation, m.first_block, m.last_block, wall_ns):
-            if wanted:
-                break
-            continue
-        wanted.append(frame)
-        if len(wanted) >= RUN_BLOCKS_MAX:
-            break
-    cut = list(runs(wanted))
-    return make_run(cut[0]) if cut else None
+    def _next_backfill(self, now: Now) -> Job | None:
+        edge = (self.edge.generation, self.edge.first(now.mono))
+        pick = self.plan.backfill(edge, self.memory.cursor, self._busy(now), newest_first=self.newest_first)
+        if pick is None:
+            return None
+        if pick.segment is None:
+            return self._start(self._blocks(pick, Lane.BACKFILL), self._piece())
+        job = Job(
+            self._id(), Lane.BACKFILL, FrameKind.SEGMENT, pick.generation, pick.first, pick.last, pick.offer, segment=pick.segment
+        )  # fmt: skip
+        return self._start(job, pick.segment.size)
+
+    def _blocks(self, pick: Pick, lane: Lane) -> Job:
+        return Job(self._id(), lane, FrameKind.BLOCK, pick.generation, pick.first, pick.last, pick.offer, self._piece())
+
+    def _busy(self, now: Now) -> dict[int, Intervals]:
+        """Return what must not be picked: under way, or set aside for now."""
+        busy = self.asides.busy(now.mono)
+        for job, _ in self._jobs.values():
+            if job.kind != FrameKind.OBJECT:
+                busy.setdefault(job.generation, Intervals()).add(job.first, job.last)
+        return busy
+
+    # ---- a job was read ----
+
+    def loaded(self, job: Job, loaded: Loaded, now: Now) -> Request | None:
+        """Return the request to send, None if something else must go first (the job is over then)."""
+        if job.kind == FrameKind.OBJECT:
+            target = wire.format_target(ObjectTarget(job.digest, self.options.stream, self.memory.landing))
+            return self._request(job, target, loaded.parts, loaded, now)
+        missing = [d for d in sorted(loaded.objects) if d not in self.memory.objects and d not in self._object_given]
+        if missing:
+            self._objects.update(dict.fromkeys(missing))
+            self._end(job)
+            return None
+        if loaded.first > job.first:
+            self._set_aside(job, Why.UNREADABLE, now.mono + UNREADABLE_NS, last=loaded.first - 1)
+            self._end(job)
+            return None
+        if job.offer:
+            self.counters.offers += 1
+            return self._request(job, self._target(job, loaded, chain=loaded.chains[-1]), (), loaded, now)
+        return self._body(job, loaded, now)
+
+    def _body(self, job: Job, loaded: Loaded, now: Now) -> Request | None:
+        parts, offset, length = loaded.parts, None, loaded.size
+        key = (job.generation, job.first, job.last)
+        if job.kind == FrameKind.SEGMENT and (length > self.path.piece_bytes or key in self._offsets):
+            offset = min(self._offsets.get(key, 0), length - 1)
+            parts = cut(parts, offset, self.path.piece_bytes)
+        size = sum(len(part) for part in parts)
+        day = self.memory.day
+        day.turn(now.wall)
+        sent = self._sent.setdefault(job.generation, Intervals())
+        again = offset is None and bool(sent.within(job.first, loaded.last))
+        if again and not day.may_resend(size):
+            self._set_aside(job, Why.BUDGET, now.mono + PARKED_NS // 6)
+            self._end(job)
+            return None
+        day.sent_bytes += 0 if again else size
+        day.resent_bytes += size if again else 0
+        sent.add(job.first, loaded.last)
+        return self._request(job, self._target(job, loaded, offset=offset, length=length if offset is not None else None), parts, loaded, now, offset)
+
+    def _target(self, job: Job, loaded: Loaded, *, chain: bytes | None = None, offset: int | None = None, length: int | None = None) -> str:
+        target = FramesTarget(self.options.stream, job.generation, job.first, loaded.last, self.memory.landing, job.lane, chain, offset, length)
+        return wire.format_target(target)
+
+    def _request(
+        self, job: Job, target: str, parts: tuple[bytes | memoryview, ...], loaded: Loaded, now: Now, offset: int | None = None
+    ) -> Request:
+        size = sum(len(part) for part in parts)
+        if job.lane == Lane.BACKFILL:
+            self._jobs[job.id] = (job, size)
+            self.counters.bytes_backfill += size
+        else:
+            self.counters.bytes_live += size
+        self.counters.requests += 1
+        return Request(job, target, parts, size, loaded.last, loaded.chains, self.memory.landing, now.mono, offset)
+
+    # ---- how a job ended ----
+
+    def gone(self, job: Job, now: Now) -> None:
+        """What the job names is not in the ring any more, or cannot be read."""
+        if job.segment is not None:
+            self.plan.give_up(job.segment)
+        elif job.kind == FrameKind.OBJECT:
+            self._objects.pop(job.digest, None)
+            self._object_given[job.digest] = now.mono
+        else:
+            self._set_aside(job, Why.UNREADABLE, now.mono + UNREADABLE_NS)
+        self._end(job)
+
+    def failed(self, request: Request, error: CarrierError, now: Now) -> None:
+        """There was no answer."""
+        job = request.job
+        self.counters.failures += 1
+        self._end(job)
+        self.path.failed(error, request.began_ns, now.mono, now.wall, self._random)
+        if request.size and error.reached:
+            self.path.smaller()
+        if job.kind != FrameKind.OBJECT and job.lane == Lane.BACKFILL and error.reached:
+            self._set_aside(job, Why.NO_ANSWER, self.asides.again_ns((job.generation, job.first, job.last), now.mono, self._random))
+            if request.size:
+                self.memory.cursor.doubtful(job.generation, job.first, request.last)
+
+    def answered(self, request: Request, status: int, body: bytes, now: Now) -> None:
+        """A carrier brought this. Only what is signed, and speaks of this request, is believed."""
+        job = request.job
+        try:
+            if status == wire.OK:
+                self._receipt(request, self._judge(request, body), now)
+            elif status == wire.NOT_HELD and job.offer:
+                self.memory.cursor.not_held(job.generation, job.first, request.last)
+                self._end(job)
+            elif status == wire.MISSING_OBJECTS and job.kind != FrameKind.OBJECT:
+                self._missing(job, body, now)
+            else:
+                raise explain_status(status)
+        except CarrierError as error:
+            self.failed(request, error, now)
+
+    def _judge(self, request: Request, body: bytes) -> Receipt:
+        job = request.job
+        try:
+            receipt = parse_receipt(body, self._verifier)
+        except SignatureError:
+            raise wrong_key() from None
+        except CorruptError as error:
+            raise altered(error.message) from None
+        first, last = (0, 0) if job.kind == FrameKind.OBJECT else (job.first, request.last)
+        named = (receipt.stream, receipt.generation, receipt.first, receipt.asked)
+        if named != (self.options.stream, job.generation, first, request.asked) or receipt.last > last:
+            raise altered("a receipt for another request")
+        if receipt.verdict not in (Verdict.REFUSED, Verdict.PARTIAL) and receipt.chain != chain_after(request, receipt.last):
+            raise altered("a receipt for other content")
+        return receipt
+
+    def _missing(self, job: Job, body: bytes, now: Now) -> None:
+        try:
+            objects, keys = wire.parse_missing(body)
+        except CorruptError as error:
+            raise altered(error.message) from None
+        named = [*objects, *(self._statements if keys else ())]
+        wanted = [d for d in named if now.mono - self._object_given.get(d, -OBJECT_AGAIN_NS) >= OBJECT_AGAIN_NS]
+        if not wanted:
+            raise objects_missing(body.decode("ascii", errors="replace").replace("\n", ", "))
+        self.memory.objects.difference_update(wanted)
+        self._objects = dict.fromkeys([*wanted, *self._objects])
+        self._sent_forget(job)
+        self._end(job)
+
+    # ---- signed verdicts ----
+
+    def _receipt(self, request: Request, receipt: Receipt, now: Now) -> None:
+        job = request.job
+        self._end(job)
+        if receipt.asked != self.memory.landing:
+            self.counters.stale += 1
+            if job.kind != FrameKind.OBJECT:
+                self.memory.cursor.doubtful(job.generation, job.first, request.last)
+            return
+        self.counters.receipts += 1
+        self.path.verdict(request.size, now.mono - request.began_ns)
+        self.memory.receipt_ns = now.wall
+        self._met(receipt, now)
+        if job.kind == FrameKind.OBJECT:
+            self._object_taken(job.digest, now)
+        elif receipt.verdict == Verdict.REFUSED:
+            self._refused(job, request, receipt, now)
+        elif receipt.verdict == Verdict.PARTIAL:
+            self._partial(job, request, receipt, now)
+        else:
+            self._held(job, receipt)
+
+    def _met(self, receipt: Receipt, now: Now) -> None:
+        """Notice another landing; what it cannot hold any more is offered again."""
+        if receipt.since is not None:
+            again = self.memory.cursor.forget_above(receipt.since)
+            if again:
+                self.memory.restored_ns, self.memory.restored_blocks = now.wall, again
+                self.memory.objects.clear()
+                self._object_given.clear()
+                self._objects.update(dict.fromkeys(self._statements))
+            self._offsets.clear()
+        self.memory.landing = receipt.landing
+
+    def _object_taken(self, digest: bytes, now: Now) -> None:
+        self.memory.objects.add(digest)
+        self._object_given[digest] = now.mono
+        self._objects.pop(digest, None)
+
+    def _held(self, job: Job, receipt: Receipt) -> None:
+        memory, key = self.memory, (job.generation, job.first, job.last)
+        memory.cursor.receipted(job.generation, receipt.first, receipt.last, receipt.ends)
+        memory.conflicts += receipt.verdict == Verdict.CONFLICT
+        self._sent.setdefault(job.generation, Intervals()).remove(receipt.first, receipt.last)
+        self._offsets.pop(key, None)
+        self.asides.forget(key)
+        memory.parked.pop(key, None)
+
+    def _refused(self, job: Job, request: Request, receipt: Receipt, now: Now) -> None:
+        """Park it: tried again hourly until evicted. A refusal of the whole stream holds everything for that long."""
+        reason = receipt.reason or Refusal.NOT_A_FRAME
+        key = (job.generation, job.first, request.last)
+        known = self.memory.parked.get(key)
+        self.memory.parked[key] = Parked(*key, int(reason), known.since_ns if known else now.wall)
+        self.asides.put(key, Why.PARKED, now.mono + PARKED_NS)
+        if reason == Refusal.WRONG_STREAM:
+            self.path.until_ns = now.mono + PARKED_NS
+
+    def _partial(self, job: Job, request: Request, receipt: Receipt, now: Now) -> None:
+        key = (job.generation, job.first, job.last)
+        held = receipt.offset or 0
+        if request.offset is not None and held <= request.offset:
+            self._set_aside(job, Why.NO_ANSWER, self.asides.again_ns(key, now.mono, self._random))
+        self._offsets[key] = held
+
+    # ---- book-keeping ----
+
+    def _set_aside(self, job: Job, why: Why, until_ns: int, *, last: int | None = None) -> None:
+        self.asides.put((job.generation, job.first, job.last if last is None else last), why, until_ns)
+
+    def _sent_forget(self, job: Job) -> None:
+        """The receiver wanted something first, and took nothing: what follows is not a second sending of our making."""
+        self._sent.setdefault(job.generation, Intervals()).remove(job.first, job.last)
+
+    def _end(self, job: Job) -> None:
+        self._jobs.pop(job.id, None)
+        if job.lane == Lane.LIVE:
+            self._live_began = None
+
+    def retry_now(self) -> None:
+        """A person asked: everything waiting for its time is tried now."""
+        self.path.retry_now()
+        self.asides.all_due()
 

@@ -1,4 +1,4 @@
-"""Wiring of upload: ring reader -> plan -> carrier -> cursor. Two loops share one cursor: live, and backfill behind it."""
+"""Wiring of upload: ring -> machine -> carrier -> machine -> state. Decides nothing, decodes no payload, runs until cancelled."""
 
 from __future__ import annotations
 
@@ -6,339 +6,316 @@ import asyncio
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from buffer.errors import CorruptError, StorageFault
-from buffer.manifest import ObjectType
-from buffer.reader import Inventory, RingReader
 from buffer.storage import PosixReadStorage, make_directory, publish_file
-from gateway.errors import PeerError
-from gateway.upload.pacing import Bucket, window_open
-from gateway.runtime import Runtime, full_jitter, notify
+from gateway.errors import ConfigError
+from gateway.lanes import TokenBucket, parse_window, window_open
+from gateway.runtime import notify
 from gateway.trust.keys import KeyRing, load_public
-from gateway.upload.cursor import Cursor, decode_cursor, encode_cursor
-from gateway.upload.machine import InFlight, Piece, plan_blocks, plan_live, plan_segment
-from gateway.upload.transport import Answer, HttpsCarrier
+from gateway.upload.asides import Why
+from gateway.upload.carrier import CarrierError
+from gateway.upload.catalogue import Catalogue
+from gateway.upload.control import Control
+from gateway.upload.jobs import Now, Options
+from gateway.upload.machine import Machine
+from gateway.upload.plan import Backlog
+from gateway.upload.state import SAVE_NS, StateStore
+from gateway.upload.transport import HttpsCarrier
 from gateway.wire import request as wire
-from gateway.wire.receipt import Receipt, Verdict, parse_receipt
-from gateway.wire.request import FramesTarget, Lane, ObjectTarget, StatusTarget, format_target
+from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from buffer.layout import SegmentName
-    from buffer.manifest import Manifest
+    from buffer.layout import DurableMark
+    from gateway.runtime import Runtime
     from gateway.settings import GatewaySettings
+    from gateway.upload.carrier import Carrier
+    from gateway.upload.jobs import Job, Loaded
+    from gateway.upload.memory import Memory
+    from gateway.upload.plan import RingView
 
-STATE_SECONDS: Final = 5.0  # between two writes of the cursor; a lost one costs offers
-HEALTH_SECONDS: Final = 60.0
-UNREACHABLE_CAP_S: Final = 15.0  # a connection that is refused costs a packet: the link is noticed soon after it is back
-NO_ANSWER_CAP_S: Final = 3600.0  # frames sent and not answered cost money: up to an hour
-PARK_NS: Final = 3_600 * 10**9
-STATE_FILE: Final = "cursor.json"
+LOOK_SECONDS: Final = 10.0  # between two listings of the ring; new blocks are seen at every poll
+POLL_SECONDS: Final = 0.2  # of the durable mark; less where live PUTs come oftener
+WAIT_SECONDS_MAX: Final = 1.0  # windows and live age are looked at again at least this often
+STATUS_SECONDS: Final = 1.0
+BACKLOG_TICKS: Final = 5  # status ticks between two sums over the backlog
+ADVISORY_TICKS: Final = 60
+DEADLINE_SECONDS: Final = 60.0
+SLOWEST_BYTES_PER_S: Final = 4_096  # 32 kbit/s: below that a request of 64 KiB cannot end in time
+_ADVISED: Final = ("stream", "time_ns", "cause", "alarm", "backlog_readings", "backlog_bytes", "drain_s", "parked", "last_receipt_ns")
 
 log = logging.getLogger(__name__)
 
 
-class Carrier(Protocol):
-    """Carries a PUT, brings at most one bounded answer; raises PeerError."""
+class Ring(Protocol):
+    """What the uploader may ask of a ring (gateway.upload.catalogue; simulation replaces it)."""
 
-    async def put(self, target: str, body: bytes) -> Answer:
-        """See gateway.upload.transport."""
+    def mark(self) -> DurableMark | None:
+        """Return how far it is durable."""
         ...
 
-    async def close(self) -> None:
-        """Give connections back."""
+    def look(self) -> tuple[RingView, tuple[bytes, ...]]:
+        """Return what it holds, and its key statements."""
+        ...
+
+    def load(self, job: Job) -> Loaded | None:
+        """Return the frames of a job."""
         ...
 
 
-@dataclass(slots=True)
-class Progress:
-    """What `status` shows."""
+class Store(Protocol):
+    """Where the memory is kept (gateway.upload.state; simulation replaces it)."""
 
-    sent_bytes: int = 0
-    receipts: int = 0
-    last_receipt_ns: int = 0
-    cause: str = ""
-    alarm: str = ""
-    backlog_readings: int = 0
-    backlog_bytes: int = 0
-    live: dict[str, Any] = field(default_factory=dict)
+    def load(self) -> Memory:
+        """Return what was kept."""
+        ...
+
+    def rows(self, memory: Memory) -> Any:  # noqa: ANN401 -- the store's own affair
+        """Return what is to be kept."""
+        ...
+
+    def write(self, rows: Any) -> str:  # noqa: ANN401
+        """Keep it; return what went wrong."""
+        ...
 
 
 class Uploader:
-    """One stream: its ring, its cursor, its carrier."""
+    """One stream: its ring, its machine, its carrier, its memory."""
 
-    def __init__(self, runtime: Runtime, settings: GatewaySettings, reader: RingReader, carrier: Carrier, keys: KeyRing, state: Path) -> None:
+    def __init__(
+        self, runtime: Runtime, settings: GatewaySettings, ring: Ring, carrier: Carrier, store: Store, keys: KeyRing, control: Control | None = None
+    ) -> None:
+        backfill = settings.receiver.backfill
         self._runtime = runtime
         self._settings = settings
-        self._reader = reader
+        self._ring = ring
         self._carrier = carrier
-        self._keys = keys
-        self._state = state
-        self.cursor = self._load()
-        self.flight = InFlight()
-        self.progress = Progress()
-        self._segments: dict[SegmentName, Manifest] = {}
-        self._live_from: tuple[int, int] = (0, 0)
-        self._bucket = Bucket(settings.receiver.backfill.limit_bps)
-        self._lock = asyncio.Lock()  # around the reader: it keeps offsets
-
-    # ---- cursor on disk ----
-
-    def _load(self) -> Cursor:
-        path = self._state / STATE_FILE
+        self._store = store
+        self._control = control
         try:
-            return decode_cursor(json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            return Cursor()
-        except (CorruptError, ValueError) as error:
-            log.warning("cursor unreadable; asking the receiver instead", extra={"data": {"file": str(path), "why": str(error)}})
-            return Cursor()
+            self._window, self._zone = parse_window(backfill.window), ZoneInfo(settings.timezone)
+        except (ValueError, ZoneInfoNotFoundError) as error:
+            raise ConfigError(f"backfill window or timezone: {error}", "Correct [gateway] timezone and [receiver] backfill.") from error
+        options = Options(settings.stream, settings.receiver.live_ns, backfill.in_flight, backfill.newest_first)
+        self.machine = Machine(options, store.load(), keys, runtime.random)
+        self._bucket = TokenBucket(backfill.limit_bps)
+        self._reading = asyncio.Lock()  # the catalogue has one caller at a time
+        self._wake = asyncio.Event()
+        self._backlog = Backlog()
+        self._rate_bps = 0.0
+        self._faults: dict[str, str] = {}  # of ring and state, for status
 
-    def save(self) -> None:
-        """Write the cursor; raise StorageFault."""
-        publish_file(self._state / STATE_FILE, json.dumps(encode_cursor(self.cursor)).encode())
+    def _now(self) -> Now:
+        return Now(self._runtime.monotonic_ns(), self._runtime.wall_ns())
 
-    # ---- loops ----
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for loop in (self._follow(), self._look(), self._save(), self._report()):
+                group.create_task(loop)
+            await self._pump(group)
 
-    async def live(self) -> None:
-        """At most one PUT a second and stream, always the newest."""
-        attempt = 0
+    # ---- the ring ----
+
+    async def _read(self, work: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 -- what `work` returns; None after a fault
+        """Run one read of the ring in a thread; a fault is said in status and log, and is never the end."""
+        async with self._reading:
+            try:
+                result = await self._runtime.offload(work)
+            except (StorageFault, CorruptError) as fault:
+                if self._faults.get(what) != str(fault):
+                    log.error("the ring cannot be read", extra={"data": {"what": what, "fault": str(fault)}})  # noqa: TRY400
+                self._faults[what] = str(fault)
+                return None
+        self._faults.pop(what, None)
+        return result
+
+    async def _follow(self) -> None:
+        """See new blocks soon."""
+        interval = min(POLL_SECONDS, self._settings.receiver.live_ns / 4e9)
         while True:
-            piece = await self._read(self._next_live)
-            if piece is None:
-                await self._runtime.sleep(self._settings.receiver.live_ns / 1e9)
-                continue
-            attempt = 0 if await self._send(piece, Lane.LIVE) else attempt + 1
-            wait = full_jitter(self._runtime, attempt, 0.5, UNREACHABLE_CAP_S / 3) if attempt else 0.0
-            await self._runtime.sleep(self._settings.receiver.live_ns / 1e9 + wait)
+            mark = await self._read(self._ring.mark, "durable")
+            if mark is not None and self.machine.grew(mark.generation, mark.end_block, self._now()):
+                self._wake.set()
+            await self._runtime.sleep(interval)
 
-    async def backfill(self) -> None:
-        """Oldest first, within cap and window."""
-        attempt = 0
-        back = self._settings.receiver.backfill
+    async def _look(self) -> None:
+        """See what was sealed and what was evicted."""
         while True:
-            if not window_open(back.window, self._settings.timezone, self._runtime.wall_ns()):
-                await self._runtime.sleep(30.0)
-                continue
-            await self._runtime.sleep(self._bucket.wait_s(self._runtime.monotonic_ns()))
-            piece = await self._read(self._next_backfill)
-            if piece is None:
-                self.cursor.offer = False
-                await self._runtime.sleep(1.0)
-                continue
-            good = await self._send(piece, Lane.BACKFILL, offer=self.cursor.offer)
-            attempt = 0 if good else attempt + 1
-            if attempt:
-                cap = UNREACHABLE_CAP_S if "reachable" in self.progress.cause else NO_ANSWER_CAP_S
-                await self._runtime.sleep(full_jitter(self._runtime, attempt, 1.0, cap))
+            seen = await self._read(self._ring.look, "files")
+            if seen is not None:
+                self.machine.inventory(*seen)
+                self._wake.set()
+            done = seen is None or seen[0].complete
+            await self._runtime.sleep(LOOK_SECONDS if done else 0.0)
 
-    async def _read(self, action: Any) -> Piece | None:  # noqa: ANN401 -- a bound method
-        async with self._lock:
-            piece: Piece | None = await self._runtime.offload(action)
-            return piece
+    # ---- the link ----
 
-    def _next_live(self) -> Piece | None:
-        inventory = self._reader.inventory()
-        mark = inventory.durable
-        if mark is None:
-            return None
-        if self._live_from[0] != mark.generation:
-            self._live_from = (mark.generation, max(0, mark.end_block - 64))
-        now = self._runtime.wall_ns()
-        frames = list(self._reader.blocks(inventory, mark.generation, self._live_from[1]))
-        old = [f for f in frames if f.manifest.state is not None and now - f.manifest.state.wall_ns > 60 * 10**9]
-        if old:
-            self._live_from = (mark.generation, old[-1].manifest.last_block + 1)
-        return plan_live(frames, self.cursor, self.flight, now)
+    async def _pump(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._wake.clear()
+            now = self._now()
+            is_open = window_open(self._window, self._zone, now.wall)
+            while (job := self.machine.next(now, backfill_open=is_open)) is not None:
+                group.create_task(self._carry(job))
+                now = self._now()
+            wake = self.machine.wake_ns(now)
+            wait = WAIT_SECONDS_MAX if wake is None else min(WAIT_SECONDS_MAX, (wake - now.mono) / 1e9)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(wait, 0.001)):
+                    await self._wake.wait()
 
-    def _next_backfill(self) -> Piece | None:
-        inventory = self._reader.inventory()
-        self._learn_segments(inventory)
-        now = self._runtime.wall_ns()
-        names = reversed(inventory.segments) if self._settings.receiver.backfill.newest_first else inventory.segments
-        pieces = (plan_segment(n, self._segments[n], self.cursor, self.flight, now) for n in names if n in self._segments)
-        segment = next((piece for piece in pieces if piece is not None), None)
-        self._measure(inventory)
-        if segment is not None:
-            return segment
-        for generation in sorted({j.generation for j in inventory.journals}):
-            sealed = [(m.first_block, m.last_block) for m in self._segments.values() if m.generation == generation]
-            missing = self.cursor.missing(generation, 0, 2**62)
-            frames = self._reader.blocks(inventory, generation, missing[0][0] if missing else 0)
-            piece = plan_blocks(frames, sealed, self.cursor, self.flight, now)
-            if piece is not None:
-                return piece
-        return None
-
-    def _learn_segments(self, inventory: Inventory) -> None:
-        self._segments = {name: m for name, m in self._segments.items() if name in set(inventory.segments)}
-        for name in inventory.segments:
-            if name not in self._segments:
-                manifest = self._reader.segment_manifest(name)
-                if manifest is not None:
-                    self._segments[name] = manifest
-
-    def _measure(self, inventory: Inventory) -> None:
-        waiting = [m for m in self._segments.values() if not self.cursor.covers(m.generation, m.first_block, m.last_block)]
-        self.progress.backlog_readings = sum(m.count for m in waiting)
-        self.progress.backlog_bytes = sum(m.payload_length for m in waiting)
-        mark = inventory.durable
-        if mark is not None:
-            missing = self.cursor.missing(mark.generation, 0, mark.end_block - 1) if mark.end_block else []
-            self.progress.live = {"blocks_waiting": sum(b - a + 1 for a, b in missing), "end_seq": mark.end_seq}
-
-    # ---- one PUT ----
-
-    async def _send(self, piece: Piece, lane: Lane, *, offer: bool = False) -> bool:
-        """Send one piece; say whether a signed verdict came."""
-        key = (piece.generation, piece.first, piece.last)
-        self.flight.ranges.add(key)
+    async def _carry(self, job: Job) -> None:
+        """One job from the ring to its end."""
+        machine = self.machine
         try:
-            if offer and await self._offer(piece, lane):
-                return True
-            body = await self._body(piece)
-            if body is None:
-                return True  # evicted meanwhile: the next plan knows
-            return await self._put(piece, lane, body)
-        except PeerError as error:
-            if self.progress.cause != error.message:
-                log.warning("no answer", extra={"data": {"cause": error.message, "remedy": error.remedy}})
-            self.progress.cause = error.message
-            return False
+            loaded: Loaded | None = await self._read(lambda: self._ring.load(job), "frames")
+            if loaded is None:
+                machine.gone(job, self._now())
+                return
+            request = machine.loaded(job, loaded, self._now())
+            if request is None:
+                return
+            pace = self._pace if job.lane == Lane.BACKFILL and request.size else None
+            try:
+                answer = await self._carrier.put(request.target, request.parts, job.lane, self._deadline_s(request.size, job.lane), pace)
+            except CarrierError as error:
+                self._say(error)
+                machine.failed(request, error, self._now())
+            else:
+                machine.answered(request, answer.status, answer.body, self._now())
+                self._say(machine.path.error)
         finally:
-            self.flight.ranges.discard(key)
+            self._wake.set()
 
-    async def _body(self, piece: Piece) -> bytes | None:
-        if piece.segment is None:
-            return b"".join(frame.wire() for frame in piece.frames)
-        async with self._lock:
-            frame = await self._runtime.offload(partial(self._reader.segment_frame, piece.segment))
-        return frame.wire() if frame is not None else None
+    def _pace(self, size_bytes: int) -> float:
+        return self._bucket.take(size_bytes, self._runtime.monotonic_ns()) / 1e9
 
-    def _target(self, piece: Piece, lane: Lane, chain: bytes | None = None) -> str:
-        return format_target(
-            FramesTarget(self._settings.stream, piece.generation, piece.first, piece.last, self.cursor.landing, lane, chain)
-        )
+    def _deadline_s(self, size_bytes: int, lane: Lane) -> float:
+        seconds = DEADLINE_SECONDS + size_bytes / SLOWEST_BYTES_PER_S
+        if lane == Lane.BACKFILL and self._bucket.rate_bps:
+            seconds += size_bytes * 8 * self._settings.receiver.backfill.in_flight / self._bucket.rate_bps
+        return seconds
 
-    async def _offer(self, piece: Piece, lane: Lane) -> bool:
-        answer = await self._carrier.put(self._target(piece, lane, piece.chain), b"")
-        return answer.status == wire.OK and self._believe(piece, answer.body)
+    def _say(self, error: CarrierError | None) -> None:
+        cause = error.message if error else ""
+        if cause and self._faults.get("link") != cause and error is not None:
+            log.warning("no answer", extra={"data": {"cause": cause, "kind": str(error.cause), "remedy": error.remedy}})
+        self._faults["link"] = cause
 
-    async def _put(self, piece: Piece, lane: Lane, body: bytes) -> bool:
-        for _ in range(3):  # 424 makes it send objects and try again, twice at most
-            self.progress.sent_bytes += len(body)
-            if lane == Lane.BACKFILL:
-                self._bucket.spent(len(body))
-            answer = await self._carrier.put(self._target(piece, lane), body)
-            if answer.status == wire.OK:
-                return self._believe(piece, answer.body)
-            if answer.status != wire.MISSING_OBJECTS:
-                raise PeerError(f"status {answer.status} without a signed verdict", _remedy(answer))
-            await self._send_objects(answer.body)
-        raise PeerError("the receiver keeps asking for objects", "See the receiver's log: it refuses our tag table or key statement.")
+    # ---- what is kept and shown ----
 
-    async def _send_objects(self, body: bytes) -> None:
-        """Send the objects named, key statements first."""
+    async def _save(self) -> None:
+        while True:
+            await self._runtime.sleep(SAVE_NS / 1e9)
+            rows = self._store.rows(self.machine.memory)
+            self._note_state(await self._runtime.offload(partial(self._store.write, rows)))
+
+    def save_now(self) -> None:
+        """Keep the memory, at the end."""
+        self._note_state(self._store.write(self._store.rows(self.machine.memory)))
+
+    def _note_state(self, fault: str) -> None:
+        if fault and not self._faults.get("state"):
+            log.error("the upload state cannot be written; a restart would ask the receiver again", extra={"data": {"fault": fault}})
+        self._faults["state"] = fault
+
+    async def _report(self) -> None:
+        """Publish status every second, tell the receiver every minute, look what people ask."""
+        tick = sent = 0
+        while True:
+            if self._control is not None:
+                self._obey(self._control)
+            if tick % BACKLOG_TICKS == 0:
+                self._backlog = self.machine.plan.backlog(self.machine.memory.cursor)
+            bytes_now = self.machine.counters.bytes_backfill
+            self._rate_bps += 0.1 * ((bytes_now - sent) * 8 / STATUS_SECONDS - self._rate_bps)
+            sent = bytes_now
+            status = self.status()
+            await self._publish(status)
+            if tick % ADVISORY_TICKS == ADVISORY_TICKS - 1 and self.machine.path.good:
+                body = json.dumps({name: status[name] for name in _ADVISED}).encode()[: wire.STATUS_BYTES_MAX]
+                with suppress(CarrierError):
+                    await self._carrier.put(wire.STATUS_PATH, (body,), Lane.LIVE, DEADLINE_SECONDS, None)
+            tick += 1
+            notify("WATCHDOG=1")
+            await self._runtime.sleep(STATUS_SECONDS)
+
+    async def _publish(self, status: dict[str, Any]) -> None:
+        data = json.dumps(status).encode()
+        path = self._settings.state / "upload" / "status.json"
         try:
-            tables, keys = wire.parse_missing(body)
-        except CorruptError as error:
-            raise PeerError(f"424 with a body nobody signed for: {error}", "A device between alters answers.") from error
-        async with self._lock:
-            frames = await self._runtime.offload(partial(self._objects, tables, bool(keys)))
-        for frame in frames:
-            target = format_target(ObjectTarget(frame.manifest.payload_sha256, self._settings.stream, self.cursor.landing))
-            await self._carrier.put(target, frame.wire())
+            await self._runtime.offload(lambda: publish_file(path, data, durable=False))
+        except StorageFault as fault:
+            self._note_state(str(fault))
 
-    def _objects(self, tables: tuple[bytes, ...], statements: bool) -> list[Any]:
-        found = [self._reader.object_frame(digest) for digest in self._reader.objects()] if statements else []
-        frames = [f for f in found if f is not None and f.manifest.object_type == ObjectType.KEY_STATEMENT]
-        return frames + [f for digest in tables if (f := self._reader.object_frame(digest)) is not None]
-
-    def _believe(self, piece: Piece, body: bytes) -> bool:
-        """Move the cursor by a verdict that is signed and is about this piece; say whether it was one."""
-        try:
-            receipt = parse_receipt(body, self._keys)
-        except CorruptError as error:
-            raise PeerError(
-                f"200 without our receiver's signature: {error}", "A device between answers for it, or pki/receipt.pub is of another receiver."
-            ) from error
-        about = (receipt.stream, receipt.generation, receipt.first, receipt.last)
-        if about != (self._settings.stream, piece.generation, piece.first, piece.last):
-            raise PeerError("a receipt for something else", "A device between mixes answers up.")
-        if receipt.verdict != Verdict.REFUSED and receipt.chain != piece.chain:
-            raise PeerError("a receipt with another chain", "See the receiver's alarms.")
-        return self._take(receipt)
-
-    def _take(self, receipt: Receipt) -> bool:
-        restored = self.cursor.take(receipt)
-        if restored is None:
-            return False
-        now = self._runtime.wall_ns()
-        if restored:
-            self.progress.alarm = "the receiver was restored from an earlier state; what it lost is offered again"
-            log.error(self.progress.alarm)
-        if receipt.verdict == Verdict.REFUSED:
-            self.cursor.park(receipt, now + PARK_NS)
-            self.progress.alarm = f"the receiver refused blocks {receipt.first}-{receipt.last}: reason {int(receipt.reason or 0)}"
-            log.error(self.progress.alarm)
-        self.progress.cause = ""
-        self.progress.receipts += 1
-        self.progress.last_receipt_ns = now
-        return True
-
-    # ---- news ----
+    def _obey(self, control: Control) -> None:
+        self.machine.newest_first = self.machine.options.newest_first or control.newest_first()
+        if control.retry():
+            self.machine.retry_now()
+            self._wake.set()
 
     def status(self) -> dict[str, Any]:
-        """Return what `status` and the receiver's advisory show."""
-        p = self.progress
-        limit = self._settings.receiver.backfill.limit_bps
+        """Return what `ebbgate status` and the console show; times in ns since 1970."""
+        machine, memory, now = self.machine, self.machine.memory, self._now()
+        backlog, path = self._backlog, machine.path
         return {
             "process": "upload",
-            "time_ns": self._runtime.wall_ns(),
+            "time_ns": now.wall,
             "stream": self._settings.stream,
-            "cause": p.cause,
-            "alarm": p.alarm,
-            "receipts": p.receipts,
-            "last_receipt_ns": p.last_receipt_ns,
-            "sent_bytes": p.sent_bytes,
-            "backlog_readings": p.backlog_readings,
-            "backlog_bytes": p.backlog_bytes,
-            "drain_s": round(p.backlog_bytes * 8 / limit, 1) if limit else None,
-            "live": p.live,
-            "parked": len(self.cursor.parked),
-            "landing": self.cursor.landing,
+            "state": "sending" if path.good else "waiting",
+            "cause": path.error.message if path.error else "",
+            "cause_kind": str(path.error.cause) if path.error else "",
+            "remedy": path.error.remedy if path.error else "",
+            "failing_since_ns": path.failing_since_ns,
+            "alarm": self._alarm(),
+            "backlog_readings": backlog.readings,
+            "backlog_bytes": backlog.size_bytes,
+            "backlog_blocks": backlog.blocks,
+            "drain_s": self._drain_s(),
+            "lanes": {
+                "live": {"sent_bytes": machine.counters.bytes_live, "waiting": machine.edge.end - machine.edge.first(now.mono)},
+                "backfill": {
+                    "sent_bytes": machine.counters.bytes_backfill,
+                    "rate_bps": round(self._rate_bps),
+                    "limit_bps": self._bucket.rate_bps,
+                    "open": window_open(self._window, self._zone, now.wall),
+                    "newest_first": machine.newest_first,
+                },
+            },
+            "last_receipt_ns": memory.receipt_ns,
+            "receipts": machine.counters.receipts,
+            "offers": machine.counters.offers,
+            "failures": machine.counters.failures,
+            "parked": len(memory.parked),
+            "parked_oldest_ns": min((p.since_ns for p in memory.parked.values()), default=None),
+            "held_back_by_budget": machine.asides.count(Why.BUDGET, now.mono),
+            "unreadable": machine.asides.count(Why.UNREADABLE, now.mono),
+            "today": {"sent_bytes": memory.day.sent_bytes, "resent_bytes": memory.day.resent_bytes},
+            "conflicts": memory.conflicts,
+            "restored_ns": memory.restored_ns or None,
+            "landing": memory.landing,
+            "faults": {what: fault for what, fault in self._faults.items() if fault and what != "link"},
         }
 
-    async def report(self) -> None:
-        """Publish status every second, the cursor every 5 s, the advisory health every minute."""
-        since_state = since_health = 0.0
-        while True:
-            status = self.status()
-            publish_file(self._state / "status.json", json.dumps(status).encode(), durable=False)
-            notify("WATCHDOG=1")
-            if since_state >= STATE_SECONDS:
-                await self._runtime.offload(self.save)
-                since_state = 0.0
-            if since_health >= HEALTH_SECONDS or not since_health:
-                short = {k: status[k] for k in ("time_ns", "cause", "alarm", "backlog_readings", "backlog_bytes", "drain_s", "parked")}
-                with suppress(PeerError):
-                    await self._carrier.put(format_target(StatusTarget()), json.dumps(short).encode()[: wire.STATUS_BYTES_MAX])
-                since_health = 0.0
-            await self._runtime.sleep(1.0)
-            since_state, since_health = since_state + 1.0, since_health + 1.0
+    def _alarm(self) -> str:
+        memory = self.machine.memory
+        if memory.parked:
+            return f"the receiver refused {len(memory.parked)} pieces; they are tried again hourly and kept until the ring needs their room"
+        if memory.restored_ns and self._now().wall - memory.restored_ns < 86_400 * 10**9:
+            return f"the receiver was restored from an earlier state; {memory.restored_blocks} blocks are offered to it again"
+        return "the receiver holds other readings under the same numbers; see its alarms" if memory.conflicts else ""
 
-
-def _remedy(answer: Answer) -> str:
-    known = {
-        wire.FORBIDDEN: "The receiver does not accept our certificate or gateway id: see its log.",
-        wire.CANNOT_STORE: "The receiver's disk is full or refuses: it is tried again by itself.",
-        wire.TOO_LARGE: "A proxy limits request bodies: 8 MiB must pass.",
-    }
-    return known.get(answer.status, "A device between answers for the receiver: ask IT to exempt it.")
+    def _drain_s(self) -> float | None:
+        """Return how long the backlog still needs at the present rate, at most at the cap; None if nothing moves."""
+        if not self._backlog.size_bytes:
+            return 0.0
+        return round(self._backlog.size_bytes * 8 / self._rate_bps, 1) if self._rate_bps > 1 else None
 
 
 async def run(runtime: Runtime, settings: GatewaySettings) -> None:
@@ -347,25 +324,15 @@ async def run(runtime: Runtime, settings: GatewaySettings) -> None:
     make_directory(state)
     keys = KeyRing()
     keys.trust(load_public(settings.receiver.receipt_key))
-    carrier = HttpsCarrier(settings.receiver)
-    reader = RingReader(PosixReadStorage(settings.ring.path / settings.stream))
-    uploader = Uploader(runtime, settings, reader, carrier, keys, state)
+    carrier = HttpsCarrier(runtime, settings.receiver)
+    ring = Catalogue(PosixReadStorage(settings.ring.path / settings.stream))
+    store = StateStore(state / "state.db", settings.stream)
+    uploader = Uploader(runtime, settings, ring, carrier, store, keys, Control(settings.state / "control"))
     log.info("upload is ready", extra={"data": {"stream": settings.stream, "receiver": settings.receiver.url}})
     notify("READY=1")
     try:
-        async with asyncio.TaskGroup() as group:
-            for loop in (uploader.live, uploader.backfill, uploader.report):
-                group.create_task(_for_ever(runtime, loop))
+        await uploader.run()
     finally:
-        uploader.save()
+        uploader.save_now()
+        store.close()
         await carrier.close()
-
-
-async def _for_ever(runtime: Runtime, loop: Any) -> None:  # noqa: ANN401 -- a bound coroutine function
-    """Run a loop again after a fault of the disk: said in the log, never the end of the process."""
-    while True:
-        try:
-            await loop()
-        except (StorageFault, CorruptError) as error:
-            log.error("upload cannot go on here", extra={"data": {"error": str(error)}})  # noqa: TRY400
-            await runtime.sleep(5.0)

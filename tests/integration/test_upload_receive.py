@@ -113,7 +113,7 @@ async def test_an_outage_and_a_lost_uploader_state_double_nothing(site):
     put(ring, 20, 20)  # both are down
     seal_all(ring, site.root / "ring" / site.stream)
     put(ring, 40, 5)
-    (gateway.state / "upload" / upload.STATE_FILE).unlink()
+    (gateway.state / "upload" / "state.db").unlink()
     async with running(receive.run(runtime, site.site()), upload.run(runtime, gateway)):
         await until(lambda: landed(site) == list(range(45)))
 

@@ -42,7 +42,7 @@ def build(rows, texts) -> Columns:
 
 
 @st.composite
-def columns(draw, min_size=0, max_size=60, tag=st.one_of(st.integers(0, 20), st.integers(0, 1_000_000))):
+def columns(draw, min_size=0, max_size=40, tag=st.one_of(st.integers(0, 20), st.integers(0, 1_000_000))):
     """Any columns a source may hand over: mixed kinds within a tag, any bits, any times, repeated texts."""
     texts = draw(st.lists(TEXT, max_size=6))
     kinds = list(_BITS) + ([Kind.TEXT, Kind.BYTES] if texts else [])

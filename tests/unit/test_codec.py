@@ -24,7 +24,7 @@ MANIFEST_AND_HEADER_BYTES = 374  # of a block without changed positions; tests/u
 
 
 @given(columns(), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_kind_and_every_bit_comes_back(c, fast):
     assert meaning(decode(encode(c, fast=fast), len(c))) == meaning(c)
 

@@ -90,6 +90,7 @@ def test_strings_against_pymodbus(text: str) -> None:
 def test_bits_against_pymodbus() -> None:
     register = 0b1010_0000_0000_0110
     want = ModbusClientMixin.convert_from_registers([register], ModbusClientMixin.DATATYPE.BITS)
+    assert isinstance(want, list)
     got = Decoder([Field(Type("bit", n), "ABCD", 0) for n in range(16)]).decode(struct.pack(">H", register))
     assert [bool(value) for value in got.values] == want[8:] + want[:8]  # pymodbus: the high byte's bits come first
     assert set(got.kind) == {Kind.BOOL}

@@ -1,0 +1,43 @@
+"""A collector of one OPC UA source in a process of its own, to be killed: python -m tests.support.opcua_child PORT TAGS DIRECTORY."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from gateway.collect.clock import GatewayClock
+from gateway.collect.opcua.source import OpcuaSource
+from gateway.runtime import configure_logging, real
+from gateway.settings import Load, TagRow
+from gateway.settings import OpcuaSource as Settings
+from tests.support.sinks import FileSink
+
+MS = 10**6
+
+
+class Nobody:
+    """Asks for no pause."""
+
+    def paused(self, source: str) -> bool:
+        return False
+
+
+def settings_for(port: int, tags: int, **more: object) -> Settings:
+    """Return settings for `tags` variables ns=1;s=Tag00000... of the test server."""
+    rows = tuple(TagRow(f"t{i}", f"p/t{i}", "plc", f"ns=1;s=Tag{i:05d}", every_ns=50 * MS, number=16 + i) for i in range(tags))
+    given = {"security": "None", "publish_ns": 200 * MS, "load": Load(requests_per_s=50), "tags": rows} | more
+    return Settings("plc", (f"opc.tcp://127.0.0.1:{port}",), **given)  # type: ignore[arg-type]
+
+
+async def main(port: int, tags: int, directory: Path) -> None:
+    runtime = real()
+    clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), 0, 0)
+    sink = FileSink(directory / "committed")
+    print("ready", flush=True)
+    await OpcuaSource(settings_for(port, tags), runtime, clock, Nobody(), directory).run(sink)
+
+
+if __name__ == "__main__":
+    configure_logging("test")
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))

@@ -1,0 +1,121 @@
+"""Contract with asyncua 2.1: every private name and signature gateway.collect.opcua leans on. A release that moves one fails here first."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import asyncua
+import pytest
+from asyncua import Client, ua
+from asyncua.client.ua_client import UaClient, UASocketProtocol
+from asyncua.client.ua_session import UaSession
+from asyncua.common.connection import SecureConnection, TransportLimits
+
+from gateway.collect.opcua import guarded
+from gateway.collect.opcua.guarded import endpoint_of, first_certificate, make_policy, structure
+from gateway.errors import ConfigError, TrustError
+from gateway.settings import OpcuaSource
+
+SIGNATURES = {
+    (UASocketProtocol, "__init__"): ["self", "timeout", "security_policy", "limits"],
+    (UASocketProtocol, "_send_request"): ["self", "request", "timeout", "message_type"],
+    (UASocketProtocol, "connection_made"): ["self", "transport"],
+    (UASocketProtocol, "data_received"): ["self", "data"],
+    (UASocketProtocol, "send_hello"): ["self", "url", "max_messagesize", "max_chunkcount"],
+    (SecureConnection, "__init__"): ["self", "security_policy", "limits"],
+    (SecureConnection, "message_to_binary"): ["self", "message", "message_type", "request_id"],
+    (SecureConnection, "receive_from_header_and_body"): ["self", "header", "body"],
+    (UaClient, "__init__"): ["self", "timeout"],
+    (UaClient, "_make_protocol"): ["self"],
+    (UaClient, "_send_request"): ["self", "request", "timeout", "message_type"],
+    (UaClient, "connect_socket"): ["self", "host", "port"],
+    (UaClient, "close_session"): ["self", "delete_subscriptions"],
+    (UaClient, "close_secure_channel"): ["self"],
+    (UaClient, "disconnect_socket"): ["self"],
+    (UaClient, "revolve_security_token"): ["self"],
+    (UaClient, "_on_transport_lost"): ["self", "_exc"],
+    (UaClient, "_is_session_closing"): ["self"],
+    (UaSession, "restore_authentication_token"): ["self", "token"],
+    (UaSession, "reset_authentication_token"): ["self"],
+    (Client, "create_session"): ["self"],
+    (Client, "_activate_with_credentials"): ["self"],
+    (Client, "open_secure_channel"): ["self", "renew"],
+    (Client, "send_hello"): ["self"],
+    (Client, "server_policy"): ["self", "token_type"],
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), list(SIGNATURES), ids=lambda one: getattr(one, "__name__", one))
+def test_signature_has_not_moved(owner: type, name: str) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters) == SIGNATURES[owner, name]
+
+
+def test_attributes_set_and_read_from_outside() -> None:
+    client = Client("opc.tcp://127.0.0.1:1")
+    assert {"_server_nonce", "_policy_ids", "_username", "secure_channel_timeout", "session_timeout", "security_policy", "uaclient"} <= vars(
+        client
+    ).keys()
+    protocol = UASocketProtocol(1)
+    assert {"_connection", "_callbackmap", "receive_buffer", "transport", "on_connection_lost", "is_session_closing"} <= vars(protocol).keys()
+    assert isinstance(protocol._connection._limits, TransportLimits)
+    assert {"max_recv_buffer", "max_send_buffer", "max_chunk_count", "max_message_size"} <= vars(TransportLimits()).keys()
+    assert list(inspect.signature(ua.Hello).parameters) == [
+        "ProtocolVersion",
+        "ReceiveBufferSize",
+        "SendBufferSize",
+        "MaxMessageSize",
+        "MaxChunkCount",
+        "EndpointUrl",
+    ]
+
+
+def test_the_transport_asyncua_writes_to_offers_all_it_calls() -> None:
+    """Layer 3 stands in for asyncio.Transport: what asyncua calls on it must exist there."""
+    source = Path(asyncua.__file__).parent.joinpath("client", "ua_client.py").read_text()
+    called = {line.split("transport.")[1].split("(")[0] for line in source.splitlines() if "self.transport." in line and "(" in line}
+    assert called <= set(dir(guarded.GuardedTransport)), called
+
+
+def test_only_two_modules_of_collect_import_asyncua() -> None:
+    root = Path(guarded.__file__).parents[1]
+    importers = {path.name for path in root.rglob("*.py") if "import asyncua" in path.read_text() or "from asyncua" in path.read_text()}
+    assert importers == {"guarded.py", "session.py"}
+
+
+def settings(**more: object) -> OpcuaSource:
+    return OpcuaSource("plc", ("opc.tcp://127.0.0.1:4840",), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["opc.tcp://plc.example:4840", "http://10.0.0.1:4840", "opc.tcp://", "opc.tcp://10.0.0.1:99999", "10.0.0.1:4840"])
+def test_names_and_other_schemes_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="literal address"):
+        endpoint_of(url)
+
+
+def test_literal_addresses_and_the_usual_port() -> None:
+    assert endpoint_of("opc.tcp://10.0.0.1") == ("10.0.0.1", 4840)
+    assert endpoint_of("opc.tcp://[fe80::1]:4841/path") == ("fe80::1", 4841)
+
+
+@pytest.mark.parametrize("security", ["Basic256 SignAndEncrypt", "Basic128Rsa15 Sign", "Basic256Sha256", "Basic256Sha256 None", "none", ""])
+def test_old_policies_and_half_words_are_refused(security: str) -> None:
+    with pytest.raises(ConfigError, match="not offered"):
+        make_policy(settings(security=security))
+
+
+def test_security_without_a_pinned_certificate_is_refused() -> None:
+    with pytest.raises(TrustError, match="no pinned server certificate"):
+        make_policy(settings())
+
+
+def test_a_chain_is_cut_to_its_first_certificate() -> None:
+    one = b"\x30\x82\x00\x05abcde"
+    assert first_certificate(one + b"\x30\x82rest") == one
+
+
+def test_structures_of_the_standard_become_json_and_noise_does_not() -> None:
+    body = b"\0\0\0\0\0\0\xf0?\0\0\0\0\0\0\0@"
+    assert structure("i=886", body) == {"Low": 1.0, "High": 2.0}
+    assert structure("i=886", body[:5]) is None
+    assert structure("ns=4;i=886", body) is None

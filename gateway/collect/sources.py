@@ -28,7 +28,7 @@ def make_sources(
         hubs = Hubs(runtime)
         for one in sources:
             if isinstance(one, ModbusSource):
-                made.append(modbus.ModbusSource(one, runtime, clock=clock, hubs=hubs, paused=control, state=settings.state))
+                made.append(modbus.ModbusSource(one, runtime, clock, control, settings.state / "collect", hubs))
     if any(isinstance(one, OpcuaSource) for one in sources):
         from gateway.collect.opcua import source as opcua
 

@@ -24,8 +24,8 @@ from buffer.codec import decode
 from buffer.errors import CorruptError, StorageFault
 from buffer.manifest import FrameKind, format_generation
 from buffer.rows import make_rows
+from buffer.segment import arrow_table
 from buffer.storage import make_directory, publish_file, remove_file
-from buffer.types import Kind
 from gateway.deliver.cursor import Cursor, decode_cursor, encode_cursor
 from gateway.deliver.sink import Row, SinkError
 
@@ -91,25 +91,8 @@ def _plain(table: pa.Table) -> pa.Table:
 def _block(frame: Frame, tags: TagTable) -> pa.Table:
     m = frame.manifest
     columns = decode(frame.payload, m.count)
-    r = make_rows(columns, np.arange(m.first_seq, m.end_seq, dtype=np.int64), tags, by_tag=False)
-    names = np.array(r.tags, dtype=object)
-    paths = np.array(r.paths, dtype=object)
-    data = {
-        "tag": pa.array(names[r.tag_index], pa.string()),
-        "path": pa.array(paths[r.tag_index], pa.string()),
-        "ts": pa.array(r.ts_us, STAMP),
-        "ts_ns": pa.array(r.ts_ns, pa.int16()),
-        "ts_source": pa.array(r.ts_source_us, STAMP, mask=r.ts_source_null),
-        "value_double": pa.array(r.values.view(np.float64), pa.float64(), mask=~r.is_kind(Kind.DOUBLE)),
-        "value_int": pa.array(r.values.view(np.int64), pa.int64(), mask=~r.is_kind(Kind.INT64, Kind.UINT64)),
-        "value_bool": pa.array(r.values != 0, pa.bool_(), mask=~r.is_kind(Kind.BOOL)),
-        "value_string": pa.array(r.strings, pa.string()),
-        "quality": pa.array(r.quality, pa.int64()),
-        "flags": pa.array(r.flags, pa.int32()),
-        "seq": pa.array(r.seq, pa.int64()),
-        "generation": pa.array(np.full(m.count, m.generation), pa.int64()),
-    }
-    return pa.table(data, schema=_SCHEMA)
+    seq = np.arange(m.first_seq, m.end_seq, dtype=np.int64)
+    return _plain(arrow_table(make_rows(columns, seq, tags, by_tag=False), m.generation).select(list(COLUMNS)))
 
 
 _SCHEMA: Final = pa.schema(

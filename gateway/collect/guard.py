@@ -45,7 +45,7 @@ OPCUA_SERVICES: Final[Mapping[int, str]] = {
     847: "DeleteSubscriptions",
 }
 HELLO_BYTES_MAX: Final = 32 + 4096  # header and five numbers, then an endpoint URL of at most 4096 bytes (OPC 10000-6, 7.1.2.3)
-_HELLO_BYTES_MIN: Final = 32
+_HELLO_BYTES_MIN: Final = 32  # header, version, two buffer sizes, two maxima, length of the URL
 _FOUR_BYTE_NS0: Final = b"\x01\x00"  # NodeId encoding FourByte, namespace 0: the only one a service request uses
 
 MODBUS_FUNCTIONS: Final = frozenset({1, 2, 3, 4})  # read coils, discrete inputs, holding registers, input registers
@@ -71,8 +71,10 @@ def check_opcua_body(body: bytes) -> None:
 
 def check_opcua_hello(wire: bytes) -> None:
     """Raise WriteRefused unless these bytes are one Hello message and nothing behind it (OPC 10000-6, 7.1.2.3)."""
-    one_hello = _HELLO_BYTES_MIN <= len(wire) <= HELLO_BYTES_MAX and bytes(wire[:4]) == b"HELF"
-    if not one_hello or int.from_bytes(wire[4:8], "little") != len(wire):
+    wire = bytes(wire)
+    hello = _HELLO_BYTES_MIN <= len(wire) <= HELLO_BYTES_MAX and wire[:4] == b"HELF" and wire[_HELLO_BYTES_MIN:].startswith(b"opc.tcp://")
+    whole, url = int.from_bytes(wire[4:8], "little"), int.from_bytes(wire[28:32], "little")
+    if not hello or whole != len(wire) or url != len(wire) - _HELLO_BYTES_MIN:
         raise WriteRefused("bytes for the socket that the guard has not seen", _REMEDY)
 
 

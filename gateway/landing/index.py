@@ -213,7 +213,9 @@ class LandingState:
         seqs = self.seqs.setdefault(r.generation, Intervals())
         for first, last in r.new:
             seqs.add(first, last)
-        self.blocks.setdefault(r.generation, Intervals()).add(r.first_block, r.last_block)
+        blocks = self.blocks.setdefault(r.generation, Intervals())
+        if not r.count or seqs.covers(r.first_seq, r.first_seq + r.count - 1):  # else an earlier record that held a part has rotted
+            blocks.add(r.first_block, r.last_block)
         self.received_ns = max(self.received_ns, r.received_ns)
         newest = self.states.get(r.state.generation)
         if newest is None or r.state.block >= newest.block:

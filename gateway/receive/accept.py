@@ -114,9 +114,10 @@ def decide(state: LandingState, unit: Unit, chain_at: Callable[[int, int], bytes
         if some_blocks or some_seqs:
             return Decision(Verdict.CONFLICT)
         return Decision(Verdict.STORED, new, fork=True, branch=_branches(state, unit))
-    if (all_blocks and new) or (some_seqs and not some_blocks):  # blocks part the seqs: one without the other is another history
+    impossible = (all_blocks and new) or (some_seqs and not some_blocks)  # blocks part the seqs: one without the other is another history
+    if impossible and chain_at(unit.generation, unit.last_block) is None:  # or index records rotted, and the chain proves the content
         return Decision(Verdict.CONFLICT)
-    if all_blocks:
+    if all_blocks and not new:
         return Decision(Verdict.DUPLICATE)
     return Decision(Verdict.STORED, new, branch=_branches(state, unit))
 

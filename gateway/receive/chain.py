@@ -41,7 +41,7 @@ class ChainPoints:
         return data[:_H_BYTES]
 
     def put(self, records: Iterable[Record]) -> None:
-        """Note the points at both ends of frames that were landed; a point that is known already stays."""
+        """Note the points at both ends of frames that were landed. What a held block is, is stronger than what its successor says."""
         by_generation: dict[int, list[Record]] = {}
         for record in records:
             by_generation.setdefault(record.generation, []).append(record)
@@ -51,15 +51,14 @@ class ChainPoints:
             try:
                 for r in some:
                     self._put(handle, generation, r.last_block, r.chain_after)
-                    if r.first_block:
+                    if r.first_block and self.at(generation, r.first_block - 1) is None:
                         self._put(handle, generation, r.first_block - 1, r.chain_before)
             finally:
                 self._storage.close(handle)
             self._dirty.add(generation)
 
     def _put(self, handle: int, generation: int, block: int, h: bytes) -> None:
-        if self.at(generation, block) is None:
-            self._storage.pwrite(handle, block * _POINT_BYTES, _point(generation, block, h))
+        self._storage.pwrite(handle, block * _POINT_BYTES, _point(generation, block, h))
 
     def sync(self) -> None:
         """Make every point durable: after this the index need not be read again to know it."""

@@ -240,7 +240,7 @@ class Landing:
         return outcome
 
     def _chain_at(self, group: _Group, generation: int, block: int) -> bytes | None:
-        return group.points.get((generation, block)) or self.points.at(generation, block)
+        return group.points.get((generation, block)) or (self.points.at(generation, block) if block >= 0 else None)
 
     def _store(self, frame: Frame, unit: Unit, decision: Decision, lane: Lane, group: _Group) -> int:
         self._alarm(unit, decision)
@@ -259,7 +259,8 @@ class Landing:
             group.entries.append(record)
             self.state.take(record)
         group.points[unit.generation, unit.last_block] = unit.chain_after
-        group.points.setdefault((unit.generation, unit.first_block - 1), unit.chain_before)
+        if self._chain_at(group, unit.generation, unit.first_block - 1) is None:
+            group.points[unit.generation, unit.first_block - 1] = unit.chain_before
         return self.state.ends.of(lane) - 1
 
     def _store_live(self, frame: Frame, group: _Group) -> tuple[str, int, int]:

@@ -76,6 +76,7 @@ class Request:
     asked: int
     began_ns: int
     offset: int | None = None
+    again: bool = False  # these bytes were sent before, and nobody answered
 
 
 @dataclass(slots=True)

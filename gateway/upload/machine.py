@@ -20,6 +20,7 @@ from gateway.upload.asides import Asides, Why
 from gateway.upload.carrier import CarrierError, altered, explain_status, objects_missing, wrong_key
 from gateway.upload.jobs import Counters, Job, Request, chain_after, cut
 from gateway.upload.memory import Parked
+from gateway.upload.objects import Objects
 from gateway.upload.pathstate import PathState
 from gateway.upload.plan import Plan
 from gateway.wire import request as wire
@@ -39,7 +40,6 @@ BODIES_BYTES_MAX: Final = 8 * 1024 * 1024  # of all backfill bodies under way: b
 RUN_BYTES_MAX: Final = 2 * 1024 * 1024  # of one run of blocks, so that four fit
 PARKED_NS: Final = 3_600 * 10**9  # a refused frame is tried again after this long
 UNREADABLE_NS: Final = 60 * 10**9  # a block that could not be read is looked for again after this long
-OBJECT_AGAIN_NS: Final = 60 * 10**9  # an object is not sent again sooner, however often it is asked for
 
 
 class Machine:
@@ -60,9 +60,7 @@ class Machine:
         self._ids = 0
         self._live_began: int | None = None  # of the live PUT under way
         self._live_due = 0
-        self._objects: dict[bytes, None] = {}  # wanted, in order
-        self._object_given: dict[bytes, int] = {}  # when, monotonic
-        self._statements: tuple[bytes, ...] = ()
+        self.objects = Objects(memory.objects)
         self._sent: dict[int, Intervals] = {}  # blocks sent with their bodies and not answered
         self._offsets: dict[tuple[int, int, int], int] = {}  # bytes of a segment frame that the receiver holds
         self._looked: dict[int, Intervals] = {}  # while memory is fresh: what was put in doubt once
@@ -86,10 +84,7 @@ class Machine:
     def inventory(self, view: RingView, statements: Sequence[bytes]) -> None:
         """Take what the ring holds; forget what it holds no more. statements: SHA-256 of the key statements in it."""
         self.plan.update(view)
-        self._statements = tuple(statements)
-        for digest in statements:
-            if digest not in self.memory.objects:
-                self._objects.setdefault(digest)
+        self.objects.in_ring(statements)
         oldest = self.plan.oldest()
         if oldest is not None:
             self.memory.cursor.drop_before(*oldest)
@@ -143,7 +138,8 @@ class Machine:
         return self._ids
 
     def _next_live(self, now: Now) -> Job | None:
-        for digest in self._objects:
+        digest = self.objects.next()
+        if digest is not None:
             self._live_began = now.mono
             return self._start(Job(self._id(), Lane.LIVE, FrameKind.OBJECT, digest=digest), 0)
         if now.mono < self._live_due:
@@ -193,9 +189,7 @@ class Machine:
         if job.kind == FrameKind.OBJECT:
             target = wire.format_target(ObjectTarget(job.digest, self.options.stream, self.memory.landing))
             return self._request(job, target, loaded.parts, loaded, now)
-        missing = [d for d in sorted(loaded.objects) if d not in self.memory.objects and d not in self._object_given]
-        if missing:
-            self._objects.update(dict.fromkeys(missing))
+        if self.objects.need(loaded.objects):
             self._end(job)
             return None
         if loaded.first > job.first:
@@ -217,7 +211,7 @@ class Machine:
         day = self.memory.day
         day.turn(now.wall)
         sent = self._sent.setdefault(job.generation, Intervals())
-        again = offset is None and bool(sent.within(job.first, loaded.last))
+        again = not offset and bool(sent.within(job.first, loaded.last))
         if again and not day.may_resend(size):
             self._set_aside(job, Why.BUDGET, now.mono + PARKED_NS // 6)
             self._end(job)
@@ -225,14 +219,23 @@ class Machine:
         day.sent_bytes += 0 if again else size
         day.resent_bytes += size if again else 0
         sent.add(job.first, loaded.last)
-        return self._request(job, self._target(job, loaded, offset=offset, length=length if offset is not None else None), parts, loaded, now, offset)
+        target = self._target(job, loaded, offset=offset, length=length if offset is not None else None)
+        return self._request(job, target, parts, loaded, now, offset, again=again)
 
     def _target(self, job: Job, loaded: Loaded, *, chain: bytes | None = None, offset: int | None = None, length: int | None = None) -> str:
         target = FramesTarget(self.options.stream, job.generation, job.first, loaded.last, self.memory.landing, job.lane, chain, offset, length)
         return wire.format_target(target)
 
     def _request(
-        self, job: Job, target: str, parts: tuple[bytes | memoryview, ...], loaded: Loaded, now: Now, offset: int | None = None
+        self,
+        job: Job,
+        target: str,
+        parts: tuple[bytes | memoryview, ...],
+        loaded: Loaded,
+        now: Now,
+        offset: int | None = None,
+        *,
+        again: bool = False,
     ) -> Request:
         size = sum(len(part) for part in parts)
         if job.lane == Lane.BACKFILL:
@@ -241,7 +244,7 @@ class Machine:
         else:
             self.counters.bytes_live += size
         self.counters.requests += 1
-        return Request(job, target, parts, size, loaded.last, loaded.chains, self.memory.landing, now.mono, offset)
+        return Request(job, target, parts, size, loaded.last, loaded.chains, self.memory.landing, now.mono, offset, again)
 
     # ---- how a job ended ----
 
@@ -250,8 +253,7 @@ class Machine:
         if job.segment is not None:
             self.plan.give_up(job.segment)
         elif job.kind == FrameKind.OBJECT:
-            self._objects.pop(job.digest, None)
-            self._object_given[job.digest] = now.mono
+            self.objects.tried(job.digest, now.mono)
         else:
             self._set_aside(job, Why.UNREADABLE, now.mono + UNREADABLE_NS)
         self._end(job)
@@ -264,6 +266,8 @@ class Machine:
         self.path.failed(error, request.began_ns, now.mono, now.wall, self._random)
         if request.size and error.reached:
             self.path.smaller()
+        elif not error.reached and not request.again:
+            self._sent_forget(job)
         if job.kind != FrameKind.OBJECT and job.lane == Lane.BACKFILL and error.reached:
             self._set_aside(job, Why.NO_ANSWER, self.asides.again_ns((job.generation, job.first, job.last), now.mono, self._random))
             if request.size:
@@ -278,7 +282,7 @@ class Machine:
             elif status == wire.NOT_HELD and job.offer:
                 self.memory.cursor.not_held(job.generation, job.first, request.last)
                 self._end(job)
-            elif status == wire.MISSING_OBJECTS and job.kind != FrameKind.OBJECT:
+            elif status == wire.MISSING_OBJECTS:
                 self._missing(job, body, now)
             else:
                 raise explain_status(status)
@@ -306,12 +310,8 @@ class Machine:
             objects, keys = wire.parse_missing(body)
         except CorruptError as error:
             raise altered(error.message) from None
-        named = [*objects, *(self._statements if keys else ())]
-        wanted = [d for d in named if now.mono - self._object_given.get(d, -OBJECT_AGAIN_NS) >= OBJECT_AGAIN_NS]
-        if not wanted:
+        if not self.objects.asked(objects, keys=bool(keys), now_ns=now.mono):
             raise objects_missing(body.decode("ascii", errors="replace").replace("\n", ", "))
-        self.memory.objects.difference_update(wanted)
-        self._objects = dict.fromkeys([*wanted, *self._objects])
         self._sent_forget(job)
         self._end(job)
 
@@ -330,9 +330,9 @@ class Machine:
         self.memory.receipt_ns = now.wall
         self._met(receipt, now)
         if job.kind == FrameKind.OBJECT:
-            self._object_taken(job.digest, now)
+            self.objects.taken(job.digest, now.mono, refused=receipt.verdict == Verdict.REFUSED)
         elif receipt.verdict == Verdict.REFUSED:
-            self._refused(job, request, receipt, now)
+            self._refused(receipt, now)
         elif receipt.verdict == Verdict.PARTIAL:
             self._partial(job, request, receipt, now)
         else:
@@ -344,16 +344,9 @@ class Machine:
             again = self.memory.cursor.forget_above(receipt.since)
             if again:
                 self.memory.restored_ns, self.memory.restored_blocks = now.wall, again
-                self.memory.objects.clear()
-                self._object_given.clear()
-                self._objects.update(dict.fromkeys(self._statements))
+                self.objects.forget()
             self._offsets.clear()
         self.memory.landing = receipt.landing
-
-    def _object_taken(self, digest: bytes, now: Now) -> None:
-        self.memory.objects.add(digest)
-        self._object_given[digest] = now.mono
-        self._objects.pop(digest, None)
 
     def _held(self, job: Job, receipt: Receipt) -> None:
         memory, key = self.memory, (job.generation, job.first, job.last)
@@ -364,10 +357,10 @@ class Machine:
         self.asides.forget(key)
         memory.parked.pop(key, None)
 
-    def _refused(self, job: Job, request: Request, receipt: Receipt, now: Now) -> None:
+    def _refused(self, receipt: Receipt, now: Now) -> None:
         """Park it: tried again hourly until evicted. A refusal of the whole stream holds everything for that long."""
         reason = receipt.reason or Refusal.NOT_A_FRAME
-        key = (job.generation, job.first, request.last)
+        key = (receipt.generation, receipt.first, receipt.last)
         known = self.memory.parked.get(key)
         self.memory.parked[key] = Parked(*key, int(reason), known.since_ns if known else now.wall)
         self.asides.put(key, Why.PARKED, now.mono + PARKED_NS)
@@ -387,8 +380,9 @@ class Machine:
         self.asides.put((job.generation, job.first, job.last if last is None else last), why, until_ns)
 
     def _sent_forget(self, job: Job) -> None:
-        """The receiver wanted something first, and took nothing: what follows is not a second sending of our making."""
-        self._sent.setdefault(job.generation, Intervals()).remove(job.first, job.last)
+        """Nobody took it, or the receiver wanted something else first: what follows is not a second sending."""
+        if job.kind != FrameKind.OBJECT:
+            self._sent.setdefault(job.generation, Intervals()).remove(job.first, job.last)
 
     def _end(self, job: Job) -> None:
         self._jobs.pop(job.id, None)

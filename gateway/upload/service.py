@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
     from gateway.upload.memory import Memory
     from gateway.upload.plan import RingView
 
-LOOK_SECONDS: Final = 10.0  # between two listings of the ring; new blocks are seen at every poll
-POLL_SECONDS: Final = 0.2  # of the durable mark; less where live PUTs come oftener
 WAIT_SECONDS_MAX: Final = 1.0  # windows and live age are looked at again at least this often
-STATUS_SECONDS: Final = 1.0
 BACKLOG_TICKS: Final = 5  # status ticks between two sums over the backlog
 ADVISORY_TICKS: Final = 60
 DEADLINE_SECONDS: Final = 60.0
@@ -50,6 +48,15 @@ SLOWEST_BYTES_PER_S: Final = 4_096  # 32 kbit/s: below that a request of 64 KiB 
 _ADVISED: Final = ("stream", "time_ns", "cause", "alarm", "backlog_readings", "backlog_bytes", "drain_s", "parked", "last_receipt_ns")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How often things are looked at, in seconds."""
+
+    look: float = 10.0  # at the files of the ring; new blocks are seen at every poll
+    poll: float = 0.2  # at the durable mark; oftener where live PUTs come oftener
+    status: float = 1.0
 
 
 class Ring(Protocol):
@@ -88,8 +95,10 @@ class Uploader:
     """One stream: its ring, its machine, its carrier, its memory."""
 
     def __init__(
-        self, runtime: Runtime, settings: GatewaySettings, ring: Ring, carrier: Carrier, store: Store, keys: KeyRing, control: Control | None = None
-    ) -> None:
+        self, runtime: Runtime, settings: GatewaySettings, ring: Ring, carrier: Carrier, store: Store, keys: KeyRing,
+        control: Control | None = None, rhythm: Rhythm | None = None,
+    ) -> None:  # fmt: skip
+        self._rhythm = rhythm or Rhythm()
         backfill = settings.receiver.backfill
         self._runtime = runtime
         self._settings = settings
@@ -137,7 +146,7 @@ class Uploader:
 
     async def _follow(self) -> None:
         """See new blocks soon."""
-        interval = min(POLL_SECONDS, self._settings.receiver.live_ns / 4e9)
+        interval = min(self._rhythm.poll, self._settings.receiver.live_ns / 4e9)
         while True:
             mark = await self._read(self._ring.mark, "durable")
             if mark is not None and self.machine.grew(mark.generation, mark.end_block, self._now()):
@@ -152,7 +161,7 @@ class Uploader:
                 self.machine.inventory(*seen)
                 self._wake.set()
             done = seen is None or seen[0].complete
-            await self._runtime.sleep(LOOK_SECONDS if done else 0.0)
+            await self._runtime.sleep(self._rhythm.look if done else 0.0)
 
     # ---- the link ----
 
@@ -234,7 +243,7 @@ class Uploader:
             if tick % BACKLOG_TICKS == 0:
                 self._backlog = self.machine.plan.backlog(self.machine.memory.cursor)
             bytes_now = self.machine.counters.bytes_backfill
-            self._rate_bps += 0.1 * ((bytes_now - sent) * 8 / STATUS_SECONDS - self._rate_bps)
+            self._rate_bps += 0.1 * ((bytes_now - sent) * 8 / self._rhythm.status - self._rate_bps)
             sent = bytes_now
             status = self.status()
             await self._publish(status)
@@ -244,7 +253,7 @@ class Uploader:
                     await self._carrier.put(wire.STATUS_PATH, (body,), Lane.LIVE, DEADLINE_SECONDS, None)
             tick += 1
             notify("WATCHDOG=1")
-            await self._runtime.sleep(STATUS_SECONDS)
+            await self._runtime.sleep(self._rhythm.status)
 
     async def _publish(self, status: dict[str, Any]) -> None:
         data = json.dumps(status).encode()
@@ -307,6 +316,8 @@ class Uploader:
         memory = self.machine.memory
         if memory.parked:
             return f"the receiver refused {len(memory.parked)} pieces; they are tried again hourly and kept until the ring needs their room"
+        if self.machine.objects.refused:
+            return "the receiver refuses this gateway's key statement: the site it trusts did not sign it"
         if memory.restored_ns and self._now().wall - memory.restored_ns < 86_400 * 10**9:
             return f"the receiver was restored from an earlier state; {memory.restored_blocks} blocks are offered to it again"
         return "the receiver holds other readings under the same numbers; see its alarms" if memory.conflicts else ""

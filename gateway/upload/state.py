@@ -47,7 +47,7 @@ _TABLES: Final = {
 log = logging.getLogger(__name__)
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """The file is not a state we wrote."""
 
 
@@ -64,7 +64,7 @@ class StateStore:
         """Return what was kept; a fresh memory where nothing usable was. Raise StorageFault if the old file cannot be removed."""
         try:
             return self._load()
-        except (sqlite3.Error, _UnusableError, OSError) as error:
+        except (sqlite3.Error, UnusableError, OSError) as error:
             log.warning("upload state replaced; the receiver is asked what it holds", extra={"data": {"file": str(self._path), "why": str(error)}})
         self._replace()
         return Memory()
@@ -91,7 +91,7 @@ class StateStore:
             return Memory()
         db = self._open()
         if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise _UnusableError("the file is damaged")
+            raise UnusableError("the file is damaged")
         rows: Rows = {table: set(db.execute(f"SELECT * FROM {table}")) for table in _TABLES}  # noqa: S608 -- our own names
         facts = {str(row[0]): row[1] for row in rows["fact"]}
         if not facts:
@@ -99,15 +99,15 @@ class StateStore:
         digest = facts.pop("digest", None)
         rows["fact"] = {(key, value) for key, value in facts.items()}
         if digest != _digest(rows):
-            raise _UnusableError("the rows do not match their digest")
+            raise UnusableError("the rows do not match their digest")
         if (facts["version"], facts["stream"]) != (VERSION, self._stream):
-            raise _UnusableError("written by another release, or for another stream")
+            raise UnusableError("written by another release, or for another stream")
         self._saved = rows
-        return _memory(rows)
+        return from_rows(rows)
 
     def rows(self, memory: Memory) -> Rows:
         """Return what is to be kept: taken on the loop, written by a thread."""
-        return _rows(memory, self._stream)
+        return to_rows(memory, self._stream)
 
     def write(self, rows: Rows) -> str:
         """Write what changed, in one transaction. Return what went wrong (a full disk): then nothing is lost but the progress since."""
@@ -147,7 +147,8 @@ class StateStore:
             self._db = None
 
 
-def _rows(memory: Memory, stream: str) -> Rows:
+def to_rows(memory: Memory, stream: str) -> Rows:
+    """Return the tables that stand for a memory."""
     m = memory
     facts: dict[str, int | str] = {
         "version": VERSION, "stream": stream, "landing": m.landing, "day": m.day.number, "sent": m.day.sent_bytes,
@@ -168,7 +169,8 @@ def _digest(rows: Rows) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def _memory(rows: Rows) -> Memory:
+def from_rows(rows: Rows) -> Memory:
+    """Return the memory of these tables; raise UnusableError."""
     facts = {str(row[0]): row[1] for row in rows["fact"]}
     m = Memory(fresh=bool(facts["fresh"]))
     try:
@@ -185,7 +187,7 @@ def _memory(rows: Rows) -> Memory:
             m.parked[parked[:3]] = parked
         m.objects = {row[0] for row in rows["object"] if isinstance(row[0], bytes)}
     except (KeyError, ValueError, TypeError, StoreError) as error:
-        raise _UnusableError(str(error)) from error
+        raise UnusableError(str(error)) from error
     return m
 
 

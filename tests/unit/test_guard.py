@@ -35,7 +35,8 @@ def test_other_encodings_of_an_allowed_id_are_refused(body: bytes) -> None:
 
 
 def hello(extra: bytes = b"", claimed: int | None = None) -> bytes:
-    body = bytes(20) + (5).to_bytes(4, "little") + b"opc:/" + extra
+    url = b"opc.tcp://10.0.0.1:4840"
+    body = bytes(20) + len(url).to_bytes(4, "little") + url + extra
     size = 8 + len(body) if claimed is None else claimed
     return b"HELF" + size.to_bytes(4, "little") + body
 
@@ -43,7 +44,16 @@ def hello(extra: bytes = b"", claimed: int | None = None) -> bytes:
 def test_hello_passes_alone_only() -> None:
     guard.check_opcua_hello(hello())
     write = b"MSGF" + bytes(60)
-    for bad in (b"", b"HELF", write, hello() + write, hello(write, claimed=len(hello())), hello(bytes(5000)), hello().replace(b"HELF", b"HELC")):
+    for bad in (
+        b"",
+        b"HELF",
+        write,
+        hello() + write,
+        hello(write, claimed=len(hello())),
+        hello(bytes(5000)),
+        hello().replace(b"HELF", b"HELC"),
+        b"HELF" + hello(write)[4:],
+    ):
         with pytest.raises(WriteRefused):
             guard.check_opcua_hello(bad)
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.workload import Workload
-from buffer import limits
+from buffer import limits, segment
 from buffer.codec import encode
 from buffer.errors import CorruptError
 from buffer.frame import seal_frame
@@ -162,7 +164,10 @@ def test_the_comparison_sees_every_column(what):
 def test_the_comparison_sees_order_and_missing_rows():
     c = Workload().scans(2)
     table = pq.read_table(pa.BufferReader(parquet(c)))
-    for wrong in (table.take(pa.array(range(len(c) - 1, -1, -1))), table.slice(1), pa.concat_tables([table, table.slice(0, 1)])):
+    backwards = pc.sort_indices(
+        pa.table({"tag": table["tag"].cast(pa.string()), "seq": table["seq"]}), [("tag", "ascending"), ("seq", "descending")]
+    )
+    for wrong in (table.take(backwards), table.slice(1), pa.concat_tables([table, table.slice(0, 1)])):
         sink = pa.BufferOutputStream()
         pq.write_table(wrong, sink)
         with pytest.raises(CorruptError, match="segment"):
@@ -238,6 +243,12 @@ def test_a_file_that_would_be_too_large_is_cut_at_block_borders(tmp_path, monkey
     assert (parts[0].chain_before, parts[-1].chain_after) == (whole.chain_before, whole.chain_after)
     for a, b in itertools.pairwise(parts):
         assert (a.chain_after, a.last_block + 1, a.first_seq + a.count) == (b.chain_before, b.first_block, b.first_seq)
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=8).filter(lambda counts: sum(n > 0 for n in counts) > 1))
+def test_a_cut_leaves_readings_on_both_sides(counts):
+    at = segment._half([SimpleNamespace(manifest=SimpleNamespace(count=n)) for n in counts])
+    assert sum(counts[:at]) > 0 and sum(counts[at:]) > 0
 
 
 def test_one_block_that_makes_too_large_a_file_is_an_error_not_a_loop(tmp_path, monkeypatch):

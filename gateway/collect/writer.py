@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -25,6 +25,7 @@ from gateway.collect.source import Gap, Known, Reading
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from buffer.last import Stored
     from buffer.ring import Instant, Ring
     from buffer.tagtable import TagTable
     from buffer.types import Columns
@@ -92,9 +93,9 @@ class Writer:
         number = self._table.source_number(source)
         last = self._ring.last
         tags = [tag.number for tag in self._table.of_source(source)]
-        readings = {n: Reading(*astuple(stored)) for n in tags if (stored := last.tag(n)) is not None}
+        readings = {n: _reading(stored) for n in tags if (stored := last.tag(n)) is not None}
         gaps = tuple(
-            Gap(g.id, g.from_ns, g.progress, {n: Reading(*astuple(r)) for n, r in g.last.items()}, dict(g.first_live_ns))
+            Gap(g.id, g.from_ns, g.progress, {n: _reading(r) for n, r in g.last.items()}, dict(g.first_live_ns))
             for g in sorted(last.gaps.values(), key=lambda g: g.id)
             if g.source == number
         )
@@ -177,3 +178,9 @@ class Writer:
                     self.notice(NoticeKind.STORAGE, "", event="writing again", fault=self.status.fault, seconds=round(seconds, 1))
                 self.status.fault = ""
                 return
+
+
+def _reading(stored: Stored) -> Reading:
+    """Return a stored reading as sources know it: with the source's time even where it is the reading's own."""
+    source = stored.ts_ns if stored.ts_source_ns is None else stored.ts_source_ns
+    return Reading(stored.ts_ns, source, stored.kind, stored.value, stored.quality, stored.flags)

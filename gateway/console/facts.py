@@ -145,7 +145,7 @@ class Facts:
 
     def as_json(self, now_ns: int) -> dict[str, Any]:
         """Return everything the pages show."""
-        out: dict[str, Any] = {"time_ns": now_ns, "site": self._settings.name, "streams": {}}
+        out: dict[str, Any] = {"time_ns": now_ns, "site": self._settings.name, "uploaders": self.receive.get("uploaders", {}), "streams": {}}
         for stream, follower in self.streams.items():
             f = follower.facts
             state = f.record.state if f.record else None

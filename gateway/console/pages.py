@@ -112,7 +112,7 @@ def _quality(quality: int, hole: bool) -> tuple[str, str]:
 def one_gateway(facts: StreamFacts, j: dict[str, Any], now_ns: int, streams: list[str]) -> str:
     """Return the page of one gateway: outages, backlog, gaps with reasons, what the ring still holds."""
     s = j["streams"].get(facts.stream, {})
-    receive, uploader = s.get("receive", {}), s.get("receive", {}).get("uploader", {})
+    receive, uploader = s.get("receive", {}), j.get("uploaders", {}).get(facts.stream.partition(".")[0], {})
     rows = [
         ("Readings received", f"{receive.get('received', 0):,}"),
         ("Heard", f"{age(now_ns - s['newest_received_ns'])} ago" if s.get("newest_received_ns") else "never"),
@@ -123,7 +123,7 @@ def one_gateway(facts: StreamFacts, j: dict[str, Any], now_ns: int, streams: lis
     ]
     cards = "".join(f'<div class="card"><small>{escape(k)}</small><b>{escape(v)}</b></div>' for k, v in rows)
     body = f'<div class="cards">{cards}</div><h2>Link, last hour</h2>{_timeline(s.get("outages", []), now_ns)}{_missing(s)}{_sinks(s)}'
-    alarms = [*receive.get("branches", []), uploader.get("alarm", ""), uploader.get("cause", ""), s.get("error", "")]
+    alarms = [*receive.get("alarms", []), uploader.get("alarm", ""), uploader.get("cause", ""), s.get("error", "")]
     alarms += ["the gateway is silent"] if receive.get("silent") else []
     text = "".join(f'<p class="bad">{escape(a)}</p>' for a in alarms if a)
     return _page(facts.stream, f"{text}{body}", now_ns, streams)
@@ -143,7 +143,8 @@ def _timeline(outages: list[list[int]], now_ns: int) -> str:
 
 def _missing(s: dict[str, Any]) -> str:
     rows = "".join(f"<tr><td>{a}-{b}<td>{escape(reason)}</tr>" for a, b, reason in s.get("lost", []))
-    gaps = "".join(f"<tr><td>source {source}, since {clock(start)}<td>open: history is being asked</tr>" for _, source, start in s.get("open_gaps", []))
+    opened = s.get("open_gaps", [])
+    gaps = "".join(f"<tr><td>source {source}, since {clock(start)}<td>open: history is being asked</tr>" for _, source, start in opened)
     if not rows and not gaps:
         return '<h2>Missing</h2><p class="good">nothing is missing</p>'
     return f"<h2>Missing</h2><table><tr><th>What<th>Why</tr>{rows}{gaps}</table>"
@@ -151,7 +152,8 @@ def _missing(s: dict[str, Any]) -> str:
 
 def _sinks(s: dict[str, Any]) -> str:
     rows = "".join(
-        f'<tr><td>{escape(name)}<td>{d.get("rows", 0):,}<td class="{"bad" if d.get("error") else "good"}">{escape(d.get("error") or "up to date")}</tr>'
+        f'<tr><td>{escape(name)}<td>{d.get("rows", 0):,}'
+        f'<td class="{"bad" if d.get("error") else "good"}">{escape(d.get("error") or "up to date")}</tr>'
         for name, d in s.get("deliver", {}).items()
     )
     return f"<h2>Delivered</h2><table><tr><th>Sink<th>Readings<th>State</tr>{rows}</table>"

@@ -220,5 +220,6 @@ class Plant:
             ]
             for k, (short, name, unit, low, high, text, read) in enumerate(at):
                 out.append(Variable(f"{d}.{short}", f"{p}/{name}", "float32", unit, low, high, "1 s", text, read, modbus=16 * (i - 1) + 2 * k))
-            out.append(Variable(f"{d}.alarms", f"{p}/alarms", "uint16", "", None, None, "1 s", "Alarm bits", lambda m=m: m.alarms, modbus=16 * (i - 1) + 14))
+            last = 16 * (i - 1) + 14
+            out.append(Variable(f"{d}.alarms", f"{p}/alarms", "uint16", "", None, None, "1 s", "Alarm bits", lambda m=m: m.alarms, modbus=last))
         return out

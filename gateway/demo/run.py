@@ -276,10 +276,8 @@ async def _run(runtime: Runtime, options: Options, root: Path) -> dict[str, Any]
         files = await demo.start()
         click.echo(f"console: http://127.0.0.1:{files.console_port}   state: {root}   (Ctrl-C stops and counts)", err=True)
         play = asyncio.create_task(demo.play(show))
-        stopped = asyncio.create_task(stop.wait())
-        while not play.done() and not stop.is_set():
-            await asyncio.sleep(0.1)
-        stopped.cancel()
+        play.add_done_callback(lambda _: stop.set())
+        await stop.wait()
         if not play.done():
             play.cancel()
             await asyncio.gather(play, return_exceptions=True)

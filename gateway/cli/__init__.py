@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 COMMANDS: Final = {
     "demo": ("demo", "A simulated plant, five processes, a console and an outage: one command, no set-up."),
     "init": ("setup", "Write a configuration and keys: init gateway, init receiver."),
-    "ca": ("setup", "The site's small certificate authority: init, invite, sign, statement, revoke."),
-    "identity": ("setup", "Keys and requests of this box as files: csr, install, show."),
-    "enroll": ("setup", "Get this gateway's certificates with a one-time code."),
+    "ca": ("setup", "The site's small certificate authority: init, sign."),
+    "identity": ("setup", "Keys and certificates of this box: install, show."),
     "check": ("contact", "Explain every mistake in the configuration and test every source."),
-    "trust": ("contact", "Show an OPC UA server's certificate and pin it."),
-    "browse": ("contact", "List the variables of an OPC UA server as a ready tag table."),
-    "read": ("contact", "Read one address of a source and show every way to understand it."),
     "pause": ("contact", "Leave a source alone: Ebbgate disconnects within a second."),
     "resume": ("contact", "Connect to a paused source again."),
     "collect": ("processes", "Read the sources into the ring (OT process)."),
@@ -40,11 +36,8 @@ COMMANDS: Final = {
     "run": ("processes", "Start the processes of one side together: run gateway, run site."),
     "status": ("ledger", "How the processes on this machine are doing."),
     "ledger": ("ledger", "What is missing, and why."),
-    "query": ("store", "One SELECT over the ring, with DuckDB, read-only."),
-    "ring": ("store", "Look into the ring: info, check."),
-    "verify": ("store", "Check signatures, digests and chains of files, offline."),
-    "export": ("store", "Write frames to a folder or stick, byte for byte."),
-    "import": ("store", "Bring exported frames to the receiver on this machine."),
+    "ring": ("store", "Look into the ring: info."),
+    "verify": ("store", "Confirm every frame of a landing, offline, with public keys alone."),
 }
 
 

@@ -283,6 +283,11 @@ class KeyRing:
         self._revoked: Mapping[bytes, LastGood] = revoked or {}
         self._known: dict[bytes, _Known] = {}
 
+    @property
+    def authorities(self) -> tuple[bytes, ...]:
+        """Names of the keys whose endorsement counts."""
+        return tuple(self._authorities)
+
     def trust(self, public: PublicKey, stream: str = "") -> None:
         """Believe this key because a person says so (a pinned receipt key, a public key on a command line)."""
         self._known[key_id(public)] = _Known(public, stream, 0)

@@ -13,15 +13,14 @@ import pytest
 
 from buffer.codec import decode
 from buffer.manifest import FrameKind
-from buffer.segment import seal
 from buffer.ring import with_root
+from buffer.segment import seal
 from buffer.storage import PosixReadStorage
 from buffer.types import make_columns
 from gateway import runtime as world
 from gateway.landing import LandingReader
 from gateway.receive import service as receive
 from gateway.upload import service as upload
-from gateway.wire.request import Lane
 from gateway.wire.request import Lane
 from tests.support.site import Site, instant
 from tests.unit.test_ring import crash

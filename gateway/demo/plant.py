@@ -205,7 +205,7 @@ async def main(state: Path, seed: int) -> None:
     recorder = Recorder(state / "plant-writes.jsonl")
     certificate, key = state / "plant.der", state / "plant.pem"
     if not certificate.exists():
-        create_application_certificate(certificate, key, NAMESPACE, "127.0.0.1")
+        create_application_certificate(certificate, key, NAMESPACE, "127.0.0.1", dt.datetime.now(dt.UTC))
     registers = [0] * 256
     fill_registers(plant.variables, registers)
     loop = asyncio.get_running_loop()

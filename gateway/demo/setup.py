@@ -48,7 +48,7 @@ def make_keys(root: Path) -> None:
     data = create_signer(pki / "data.key")
     statement = endorse_statement(certs.authority_signer(authority), propose_statement(data, STREAM))
     (pki / "data.statement").write_bytes(statement)
-    certs.create_application_certificate(pki / "opcua.der", pki / "opcua.key", "urn:ebbgate:gateway:demo", "127.0.0.1")
+    certs.create_application_certificate(pki / "opcua.der", pki / "opcua.key", "urn:ebbgate:gateway:demo", "127.0.0.1", now)
     (pki / "plc-password").write_text(PASSWORD, encoding="utf-8")
     (pki / "plc-password").chmod(0o600)
 

@@ -100,8 +100,8 @@ class Door:
             self._seen[connection] = self._runtime.monotonic_ns()
         signed = answer.status == wire.OK
         response = web.Response(status=answer.status, body=answer.body, content_type=wire.RECEIPT_TYPE if signed else "text/plain")
-        if not signed and not request.content.is_eof():
-            response.force_close()  # what is left of the body is not read
+        if answer.status not in (wire.OK, wire.NO_CONTENT, wire.NOT_HELD, wire.MISSING_OBJECTS):
+            response.force_close()  # what may be left of the body is not read
         return response
 
     async def _answer(self, request: web.BaseRequest) -> Answer:
@@ -255,7 +255,7 @@ class _Refusing(asyncio.Protocol):
 def _length(request: web.BaseRequest) -> int:
     """Return Content-Length; raise _NoAnswer for anything but a plain PUT of known length."""
     if request.method != "PUT":
-        raise _NoAnswer(wire.BAD_REQUEST, f"{request.method[:10]} is not PUT")
+        raise _NoAnswer(wire.BAD_REQUEST, "not PUT")
     if "Content-Encoding" in request.headers:
         raise _NoAnswer(wire.ENCODED, "encoded body")
     if "Transfer-Encoding" in request.headers or request.content_length is None:

@@ -53,7 +53,8 @@ def verify_frames(target: FramesTarget, body: bytes, keys: KeyRing, held: Contai
         frames.append(frame)
         units.append(unit)
         at += HEADER_BYTES + len(frame.cose) + len(frame.payload)
-    if at == len(view) and (units[-1].last_block != target.last or target.chain not in (None, units[-1].chain_after)):
+    whole, complete = at == len(view), units[-1].last_block == target.last
+    if whole != complete or (whole and target.chain not in (None, units[-1].chain_after)):
         raise Refused(Refusal.NOT_A_FRAME, target.last, "frames are not those that the request names")
     return Arrival(tuple(frames), tuple(units), target.lane, target.landing)
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import re
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from buffer import limits
 from buffer.storage import publish_file
 from gateway.errors import TrustError
 from gateway.trust.keys import KeySigner, read_private_bytes, write_private
@@ -106,25 +109,51 @@ def load_certificate_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def make_request(key: Path, gateway: str) -> bytes:
-    """Make a TLS key, 0600, and return the certificate request for it, PEM."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    write_private(key, private)
+    """Return a certificate request for the TLS key in `key`, PEM; the key is made, 0600, where there is none."""
+    if not key.exists():
+        write_private(key, ec.generate_private_key(ec.SECP256R1()))
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
     request = x509.CertificateSigningRequestBuilder().subject_name(_name(gateway)).add_extension(names, critical=False)
-    return request.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return request.sign(_load_key(key), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        private = serialization.load_pem_private_key(read_private_bytes(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TrustError(f"{path}: not a private key in PEM: {error}", "Move it away and make the request again.") from None
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP256R1):
+        raise TrustError(f"{path}: not a P-256 key", "Move it away and make the request again.")
+    return private
 
 
 def sign_request(authority: Authority, request_pem: bytes, gateway: str, now: dt.datetime) -> bytes:
-    """Return a TLS client certificate for `gateway`, PEM; raise TrustError if the request is not for it."""
+    """Return a TLS client certificate for `gateway`, PEM; raise TrustError if the request is not for it, or not signed by its key."""
     try:
         request = x509.load_pem_x509_csr(request_pem)
+        uris = _uris(request.extensions)
         valid = request.is_signature_valid
-    except ValueError as error:
-        raise TrustError(f"not a certificate request: {error}", "Make it with `ebbgate identity csr`.") from None
+    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm) as error:
+        raise TrustError(f"not a certificate request of ours: {error}", "Make it with `ebbgate identity csr`.") from None
     if not valid:
         raise TrustError("the request's own signature does not fit", "Make it again with `ebbgate identity csr`.")
+    if uris != [GATEWAY_URN + gateway]:
+        raise TrustError(f"the request is for {uris}, not for gateway {gateway!r}", "Sign the right file, or name the right gateway.")
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
     return _pem(_leaf(authority, request.public_key(), gateway, names, ExtendedKeyUsageOID.CLIENT_AUTH, now))
+
+
+def _uris(extensions: x509.Extensions) -> list[str]:
+    return extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def certificate_fits_key(certificate_pem: bytes, key: Path) -> bool:
+    """Say whether a certificate is for the private key in a file; raise TrustError if either is none of ours."""
+    try:
+        public = x509.load_pem_x509_certificate(certificate_pem).public_key()
+    except ValueError as error:
+        raise TrustError(f"not a certificate: {error}", "Ask the CA for the answer to your request again.") from None
+    return public == _load_key(key).public_key()
 
 
 def create_server_certificate(authority: Authority, certificate: Path, key: Path, hosts: list[str], now: dt.datetime) -> None:
@@ -145,7 +174,7 @@ def _general_name(host: str) -> x509.GeneralName:
 def _leaf(
     authority: Authority, public: object, name: str, names: x509.SubjectAlternativeName, purpose: x509.ObjectIdentifier, now: dt.datetime
 ) -> x509.Certificate:
-    if not isinstance(public, ec.EllipticCurvePublicKey):
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise TrustError("the request's key is not P-256", "Make it with `ebbgate identity csr`.")
     return (
         x509.CertificateBuilder()
@@ -164,8 +193,11 @@ def _leaf(
     )
 
 
-def create_application_certificate(certificate: Path, key: Path, application_uri: str, host: str) -> None:
-    """Make the OPC UA application certificate (OPC 10000-6, 6.2.2): self-signed RSA 2048, DER, 20 years from today's past."""
+def create_application_certificate(certificate: Path, key: Path, application_uri: str, host: str, now: dt.datetime) -> None:
+    """Make the OPC UA application certificate (OPC 10000-6, 6.2.2): self-signed RSA 2048, DER, from 2000 to 20 years from `now`.
+
+    Never renewed by itself: a renewal means an import at every PLC, often a stop. Valid from 2000 on: a PLC may live in 2012.
+    """
     private = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
     write_private(key, private)
     start = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
@@ -176,7 +208,7 @@ def create_application_certificate(certificate: Path, key: Path, application_uri
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(dt.datetime.now(dt.UTC) + dt.timedelta(days=OPCUA_DAYS))
+        .not_valid_after(now + dt.timedelta(days=OPCUA_DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
             _usage(digital_signature=True, content_commitment=True, key_encipherment=True, data_encipherment=True, key_cert_sign=True),
@@ -184,7 +216,7 @@ def create_application_certificate(certificate: Path, key: Path, application_uri
         )
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(application_uri), x509.DNSName(host)]), critical=False
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(application_uri), _general_name(host)]), critical=False
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(private.public_key()), critical=False)
@@ -205,22 +237,27 @@ class ClientIdentity:
     expired: bool
 
 
-def identify_client(der: bytes, now: dt.datetime, revoked: frozenset[int]) -> ClientIdentity:
-    """Return the identity in a certificate whose chain TLS has checked; raise TrustError if revoked, expired or nameless."""
-    certificate = x509.load_der_x509_certificate(der)
+def identify_client(
+    der: bytes, now: dt.datetime, revoked: frozenset[int], grace: dt.timedelta = dt.timedelta(days=GRACE_DAYS)
+) -> ClientIdentity:
+    """Return the identity in a certificate whose chain TLS has checked (its times not); raise TrustError if revoked, out of its
+    time, or nameless."""
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        raise TrustError("client certificate has no name", "Sign it with `ebbgate ca sign`.") from None
-    uris = [u for u in names.get_values_for_type(x509.UniformResourceIdentifier) if u.startswith(GATEWAY_URN)]
-    if len(uris) != 1:
+        certificate = x509.load_der_x509_certificate(der)
+        uris = _uris(certificate.extensions)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise TrustError(f"client certificate names no gateway: {error}", "Sign it with `ebbgate ca sign`.") from None
+    gateway = uris[0].removeprefix(GATEWAY_URN) if len(uris) == 1 and uris[0].startswith(GATEWAY_URN) else ""
+    if not re.fullmatch(limits.ID_PATTERN, gateway) or ".." in gateway:
         raise TrustError("client certificate names no gateway", "Sign it with `ebbgate ca sign`.")
     if certificate.serial_number in revoked:
         raise TrustError(f"client certificate {certificate.serial_number:x} is revoked", "Enrol the gateway again if it is yours.")
-    end = certificate.not_valid_after_utc
-    if now > end + dt.timedelta(days=GRACE_DAYS):
-        raise TrustError(f"client certificate ended {end:%Y-%m-%d}, {GRACE_DAYS} days of grace are over", "Enrol the gateway again.")
-    return ClientIdentity(uris[0].removeprefix(GATEWAY_URN), certificate.serial_number, now > end)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < begin:
+        raise TrustError(f"client certificate begins {begin:%Y-%m-%d %H:%M} UTC, which is not yet", "Set the receiver's clock.")
+    if now > end + grace:
+        raise TrustError(f"client certificate ended {end:%Y-%m-%d}, {grace.days} days of grace are over", "Enrol the gateway again.")
+    return ClientIdentity(gateway, certificate.serial_number, now > end)
 
 
 def days_left(certificate: Path, now: dt.datetime) -> int:
@@ -243,16 +280,22 @@ def server_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLCont
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
+    context.num_tickets = 0  # every connection shows its certificate again
     _load(context, certificate, key, client_ca)
     return context
 
 
-def client_context(certificate: Path | None, key: Path | None, server_ca: Path) -> ssl.SSLContext:
-    """Return a context that trusts this CA alone and checks the server's name."""
+def client_context(certificate: Path | None, key: Path | None, server_ca: Path, *, check_time: bool = True) -> ssl.SSLContext:
+    """Return a context that trusts this CA alone and checks the server's name.
+
+    Without `check_time` (a gateway whose clock is not trusted) chain, name and pin are checked, dates are not.
+    """
     if key is not None:
         read_private_bytes(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if not check_time:
+        context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
     _load(context, certificate, key, server_ca)
     return context
 

@@ -117,6 +117,9 @@ class Machine:
         """Return the next job, None if there is nothing to do before `wake_ns` or another event."""
         if now.mono < self.path.until_ns or (not self.path.good and self._jobs):
             return None
+        digest = self.objects.next()
+        if digest is not None:  # before everything that names it, and so before everything
+            return self._object(digest, now) if self._live_began is None else None
         job = self._next_live(now) if self._live_began is None else None
         if job is None and backfill_open and self._backfill_may(now):
             job = self._next_backfill(now)
@@ -137,11 +140,11 @@ class Machine:
         self._ids += 1
         return self._ids
 
+    def _object(self, digest: bytes, now: Now) -> Job:
+        self._live_began = now.mono
+        return self._start(Job(self._id(), Lane.LIVE, FrameKind.OBJECT, digest=digest), 0)
+
     def _next_live(self, now: Now) -> Job | None:
-        digest = self.objects.next()
-        if digest is not None:
-            self._live_began = now.mono
-            return self._start(Job(self._id(), Lane.LIVE, FrameKind.OBJECT, digest=digest), 0)
         if now.mono < self._live_due:
             return None
         edge = self.edge

@@ -23,9 +23,9 @@ class Nobody:
         return False
 
 
-def settings_for(port: int, tags: int, **more: object) -> Settings:
-    """Return settings for `tags` variables ns=1;s=Tag00000... of the test server."""
-    rows = tuple(TagRow(f"t{i}", f"p/t{i}", "plc", f"ns=1;s=Tag{i:05d}", every_ns=50 * MS, number=16 + i) for i in range(tags))
+def settings_for(port: int, count: int, **more: object) -> Settings:
+    """Return settings for `count` variables ns=1;s=Tag00000... of the test server."""
+    rows = tuple(TagRow(f"t{i}", f"p/t{i}", "plc", f"ns=1;s=Tag{i:05d}", every_ns=50 * MS, number=16 + i) for i in range(count))
     given = {"security": "None", "publish_ns": 200 * MS, "load": Load(requests_per_s=50), "tags": rows} | more
     return Settings("plc", (f"opc.tcp://127.0.0.1:{port}",), **given)  # type: ignore[arg-type]
 

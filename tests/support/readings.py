@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from buffer.types import Columns, Kind
+from buffer.types import Columns, Kind, make_columns
 
 INT64 = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, -1, 1, 10**18, 1_760_000_000_123_000_000, -(2**63), 2**63 - 1]))
 DOUBLE_BITS = st.one_of(
@@ -72,3 +72,8 @@ def meaning(c: Columns) -> list[tuple]:
     return list(
         zip(c.tag.tolist(), c.ts_ns.tolist(), c.kind.tolist(), values, c.quality.tolist(), c.flags.tolist(), source.tolist(), strict=True)
     )
+
+
+def some(first: int, n: int) -> Columns:
+    """n small integers of two tags."""
+    return make_columns([16 + i % 2 for i in range(n)], [10**18 + first + i for i in range(n)], [1] * n, list(range(first, first + n)), [0] * n)

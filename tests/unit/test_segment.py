@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import subprocess
@@ -20,86 +19,18 @@ from hypothesis import strategies as st
 
 from benchmarks.workload import Workload
 from buffer import limits, segment
-from buffer.codec import encode
 from buffer.errors import CorruptError
-from buffer.frame import seal_frame
-from buffer.journal import JournalHeader, JournalWriter
-from buffer.manifest import FrameKind, Manifest, StateRecord, chain_next, chain_start
-from buffer.reader import RingReader
-from buffer.ring import with_root
 from buffer.rows import make_rows
-from buffer.seal import SealRequest, result_from, to_line
+from buffer.seal import result_from
 from buffer.segment import arrow_table, compare, parquet_bytes, seal
-from buffer.storage import PosixReadStorage, PosixStorage
-from buffer.tagtable import Tag, TagTable, encode_table, table_digest
+from buffer.tagtable import Tag, TagTable
 from buffer.types import concat, empty_columns, make_columns
 from tests.support.keys import Key
-from tests.support.readings import columns
-from tests.unit.test_ring import crash, instant, open_ring, some
+from tests.support.readings import columns, some
+from tests.support.store import GENERATION, TABLE, Store, state_record
 
 NAN = 0x7FF8_0000_0000_0BAD
 MINUS_ZERO = 0x8000_0000_0000_0000
-TABLE = TagTable("g", "g.main", "s", "UTC", ("p",), tuple(Tag(16 + i, f"tag{9 - i}", f"a/b{i}", "p") for i in range(10)))
-GENERATION = 7 << 32 | 0x3FA91C02
-
-
-def sealed_ring(root, columns):
-    ring = open_ring(root)
-    ring.append(columns)
-    ring.commit(instant())
-    ring._roll = True
-    ring.commit(instant())
-    return ring, with_root(ring.sealable(), str(root))
-
-
-def test_a_segment_holds_every_kind_bit_for_bit(tmp_path):
-    columns = make_columns(
-        [16, 17, 16, 17, 16, 16, 17, 3],
-        [10**18 + i * 1001 for i in range(8)],
-        [0, 0, 1, 2, 3, 4, 6, 3],
-        [NAN, MINUS_ZERO, 2**64 - 5, 1, 0, 2**63 + 1, 0, 1],
-        [0, 0x80000000, 0, 0, 0, 0, 0x80310000, 0],
-        texts=("Größe\n", '{"source": "p"}'),
-    )
-    ring, request = sealed_ring(tmp_path, columns)
-    out = subprocess.run([sys.executable, "-m", "buffer.segment"], input=to_line(request), capture_output=True, text=True, timeout=60, check=True)
-    result = result_from(out.stdout)
-    assert result.error == ""
-    [name] = ring.adopt(request, result, instant())
-    table = pq.read_table(tmp_path / name.parquet).sort_by("seq")
-    assert table["value_double"].to_numpy()[:2].view("u8").tolist() == [NAN, MINUS_ZERO]
-    assert table["value_int"].to_pylist()[2] == -5
-    assert table["value_string"].to_pylist()[4] == "Größe\n"
-    assert table["tag"].to_pylist()[-1] == "_ebbgate.gap"
-    frame = RingReader(PosixReadStorage(tmp_path)).segment_frame(name).verified(Key())
-    assert (frame.manifest.first_seq, frame.manifest.count) == (0, 8)
-    crash(ring)
-    again = open_ring(tmp_path, nonce=2)
-    assert again.state.predecessor[1] == 8
-    assert again.segments == [name]
-    assert again.last.tag(17).kind == 6
-
-
-def test_a_rotten_journal_is_not_sealed(tmp_path):
-    ring, request = sealed_ring(tmp_path, some(0, 100))
-    path = tmp_path / request.journals[0]
-    data = bytearray(path.read_bytes())
-    data[limits.PAGE_BYTES * 2 + 500] ^= 4
-    path.write_bytes(data)
-    result = seal(request)
-    assert result.parts == ()
-    assert "not all there" in result.error
-    ring.seal_failed(request, result.error)
-    assert ring.sealable() is None
-
-
-@pytest.mark.parametrize("change", [{"length": 10}, {"sha256": "0" * 64}])
-def test_a_part_that_is_not_what_the_child_checked_is_refused(tmp_path, change):
-    ring, request = sealed_ring(tmp_path, some(0, 10))
-    result = seal(request)
-    with pytest.raises(CorruptError, match="not what the child checked"):
-        ring.adopt(request, replace(result, parts=(replace(result.parts[0], **change),)), instant())
-
 
 # ---- rows and Parquet ----
 
@@ -185,52 +116,13 @@ def test_a_segment_of_the_workload_is_small():
 # ---- the child, on journals of any shape ----
 
 
-class Journal:
-    """Writes a journal block by block, as the ring does, with whatever is to be wrong in it."""
-
-    def __init__(self, root, name="j", key=None):
-        self.root, self.key = root, key or Key()
-        self.storage = PosixStorage(root)
-        for directory in ("journal", "objects", "segments"):
-            self.storage.mkdir(directory)
-        self.table = encode_table(TABLE)
-        manifest = Manifest(FrameKind.OBJECT, "g.main", table_digest(self.table), len(self.table), object_type=1)
-        self.storage.publish(f"objects/{table_digest(self.table).hex()}", [seal_frame(self.key, manifest, self.table).wire()])
-        self.path = f"journal/{name}"
-        header = JournalHeader("g.main", GENERATION, 0, 0, 0, 99)
-        self.writer = JournalWriter.create(self.storage, self.path, header, 1 << 20)
-        self.block, self.seq, self.chain = 0, 0, chain_start("g.main", GENERATION)
-        self.frames = []
-
-    def add(self, c, **changes):
-        payload = encode(c)
-        state = StateRecord(GENERATION, self.block, None, self.seq + len(c), (GENERATION, 0), (), (), 0, 0, bytes(16), True)
-        manifest = Manifest(
-            FrameKind.BLOCK, "g.main", hashlib.sha256(payload).digest(), len(payload), generation=GENERATION, first_block=self.block,
-            last_block=self.block, first_seq=self.seq, count=len(c), tag_table_sha256=table_digest(self.table), chain_before=self.chain, state=state,
-        )  # fmt: skip
-        frame = seal_frame(self.key, replace(manifest, **changes), payload)
-        self.writer.append(frame)
-        self.frames.append(frame)
-        self.chain = chain_next(frame.manifest.chain_before, frame.cose)
-        self.block, self.seq = self.block + 1, self.seq + len(c)
-        return self
-
-    def request(self, journals=None, **changes):
-        self.writer.sync()
-        request = SealRequest(
-            str(self.root), "g.main", GENERATION, journals or (self.path,), 0, self.block - 1, (Key().spki.hex(),), "segments"
-        )
-        return replace(request, **changes)
-
-
 def test_empty_blocks_alone_make_no_segment(tmp_path):
-    journal = Journal(tmp_path).add(empty_columns()).add(empty_columns())
+    journal = Store(tmp_path).add(empty_columns()).add(empty_columns())
     assert seal(journal.request()) == result_from('{"parts": [], "error": ""}')
 
 
 def test_a_file_that_would_be_too_large_is_cut_at_block_borders(tmp_path, monkeypatch):
-    journal = Journal(tmp_path)
+    journal = Store(tmp_path)
     w = Workload()
     for i in range(6):
         journal.add(empty_columns() if i in (0, 3) else w.scans(1))
@@ -252,7 +144,7 @@ def test_a_cut_leaves_readings_on_both_sides(counts):
 
 
 def test_one_block_that_makes_too_large_a_file_is_an_error_not_a_loop(tmp_path, monkeypatch):
-    journal = Journal(tmp_path).add(empty_columns()).add(Workload().scans(1)).add(empty_columns())
+    journal = Store(tmp_path).add(empty_columns()).add(Workload().scans(1)).add(empty_columns())
     monkeypatch.setattr(limits, "SEGMENT_PAYLOAD_BYTES_MAX", 1000)
     result = seal(journal.request())
     assert result.parts == () and "one block" in result.error
@@ -260,19 +152,21 @@ def test_one_block_that_makes_too_large_a_file_is_an_error_not_a_loop(tmp_path, 
 
 
 def test_two_copies_of_one_block_are_one_block(tmp_path):
-    first, second = Journal(tmp_path, "a"), Journal(tmp_path, "b")
-    for journal in (first, second):
-        journal.add(some(0, 10))
-    second.add(some(10, 10))
-    first.writer.sync()
-    result = seal(second.request(journals=(first.path, second.path)))
+    store = Store(tmp_path).add(some(0, 10))
+    store.roll()  # its sync failed: the same block goes to the next journal
+    store.writer.append(store.frames[0])
+    store.add(some(10, 10))
+    result = seal(store.request(journals=tuple(store.names), first_block=0))
     assert result.error == "" and [part.count for part in result.parts] == [20]
 
 
 def test_two_different_blocks_under_one_number_are_refused(tmp_path):
-    first, second = Journal(tmp_path, "a").add(some(0, 10)), Journal(tmp_path, "b").add(some(5, 10))
-    first.writer.sync()
-    assert "two of it" in seal(second.request(journals=(first.path, second.path))).error
+    store = Store(tmp_path).add(some(0, 10))
+    store.roll()
+    other = Store(tmp_path / "other").add(some(5, 10))
+    store.writer.append(other.frames[0])
+    store.writer.sync()
+    assert "two of it" in seal(store.request(journals=tuple(store.names), first_block=0)).error
 
 
 WRONG = {
@@ -287,25 +181,25 @@ WRONG = {
 def test_a_block_that_does_not_fit_is_not_sealed(tmp_path, what):
     changes, message = WRONG[what]
     if "state" in changes:
-        changes = changes | {"state": StateRecord(GENERATION, 1, None, 21, (GENERATION, 0), (), (), 0, 0, bytes(16), True)}
-    journal = Journal(tmp_path).add(some(0, 10)).add(some(10, 10), **changes)
+        changes = changes | {"state": state_record(1, 21)}
+    journal = Store(tmp_path).add(some(0, 10)).add(some(10, 10), **changes)
     result = seal(journal.request())
     assert result.parts == ()
     assert re.search(message, result.error)
 
 
 def test_a_first_block_that_begins_another_chain_is_not_sealed(tmp_path):
-    assert "begin the chain" in seal(Journal(tmp_path).add(some(0, 10), chain_before=bytes(32)).request()).error
+    assert "begin the chain" in seal(Store(tmp_path).add(some(0, 10), chain_before=bytes(32)).request()).error
 
 
 def test_a_block_of_an_unknown_key_is_not_sealed(tmp_path):
-    result = seal(Journal(tmp_path, key=Key(bytes(31) + b"\1")).add(some(0, 10)).request())
+    result = seal(Store(tmp_path, key=Key(bytes(31) + b"\1")).add(some(0, 10)).request())
     assert result.parts == () and "not known" in result.error
 
 
 def test_a_payload_that_lies_about_its_readings_is_not_sealed(tmp_path):
-    state = StateRecord(GENERATION, 0, None, 9, (GENERATION, 0), (), (), 0, 0, bytes(16), True)
-    journal = Journal(tmp_path).add(some(0, 10), count=9, state=state)
+    state = state_record(0, 9)
+    journal = Store(tmp_path).add(some(0, 10), count=9, state=state)
     assert "number of readings" in seal(journal.request()).error
 
 

@@ -139,6 +139,10 @@ class Span:
         """How many."""
         return self.end - self.first
 
+    def overlaps(self, other: Span) -> bool:
+        """Say whether both hold a register."""
+        return self.table == other.table and self.first < other.end and other.first < self.end
+
     def __str__(self) -> str:
         return f"{_NAMES[self.table]}:{self.first}" + (f"-{self.end - 1}" if self.count > 1 else "")
 
@@ -152,7 +156,7 @@ def compile_tags(settings: ModbusSource) -> tuple[tuple[Point, ...], tuple[Findi
     for tag in settings.tags:
         try:
             point = _point(tag, settings)
-            if hit := next((one for one in forbidden if _overlap(point.span, one)), None):
+            if hit := next((one for one in forbidden if point.span.overlaps(one)), None):
                 raise ValueError(f"lies in {hit}, which source.{settings.name}.forbidden names")
             points.append(point)
         except ValueError as error:
@@ -169,10 +173,6 @@ def _ranges(settings: ModbusSource, name: str, findings: list[Finding]) -> list[
         except ValueError as error:
             findings.append(Finding(Level.REFUSED, f"source.{settings.name}.{name}", f"{text!r} {error}"))
     return spans
-
-
-def _overlap(a: Span, b: Span) -> bool:
-    return a.table == b.table and a.first < b.end and b.first < a.end
 
 
 def _point(tag: TagRow, settings: ModbusSource) -> Point:
@@ -236,7 +236,7 @@ class Rules:
 
     def may_read_along(self, gap: Span) -> bool:
         """Say whether nobody minds that these registers, which no tag names, are read."""
-        if any(_overlap(gap, one) for one in self.forbidden):
+        if any(gap.overlaps(one) for one in self.forbidden):
             return False
         stated = any(one.table == gap.table and one.first <= gap.first and gap.end <= one.end for one in self.allowed)
         worth = gap.count * self.cost.register_ns < self.cost.request_ns * (8 if gap.table.is_bits else 1)

@@ -148,16 +148,22 @@ async def read(
 ) -> tuple[Shown, ...]:
     """Read one address once; return it as `type_` in the source's order, or (all_orders) in every type and order that fits.
 
+    Without a type up to four registers are read, those in `forbidden` never.
     Raise ConfigError for what cannot be meant, PlantError for what the device or the network said.
     """
     try:
         place = parse_address(address)
         names = ("bool",) if place.table.is_bits else (f"bit({place.bit})",) if place.bit >= 0 else (type_,) if type_ else EVERY_TYPE
         types = [parse_type(name) for name in names]
+        forbidden = rules_of(settings).forbidden
     except ValueError as error:
         raise ConfigError(f"{address!r} {type_}: {error}") from None
+    sizes = {1} if place.table.is_bits else {one.registers for one in types}
+    counts = sorted(n for n in sizes if not any(f.overlaps(Span(place.table, place.start, place.start + n)) for f in forbidden))
+    if not counts:
+        raise ConfigError(f"{place} lies in a range that source.{settings.name}.forbidden names", "Read another address.")
     async with _contact(settings, runtime, directory) as ask:
-        data = await _longest(place.table, place.start, [1] if place.table.is_bits else sorted({t.registers for t in types}), ask)
+        data = await _longest(place.table, place.start, counts, ask)
     orders = ORDERS if all_orders and not place.table.is_bits else (settings.order,)
     shown = []
     for name, kind in zip(names, types, strict=True):

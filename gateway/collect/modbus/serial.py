@@ -52,7 +52,7 @@ class SerialLine:
         """Open the device; raise ConnectionLost."""
         try:
             opened = await self._client.connect()
-        except (OSError, ModbusException, RuntimeError) as error:
+        except Exception as error:  # pyserial lets termios.error and ValueError through
             raise ConnectionLost(f"serial device: {error}") from None
         if not opened:
             device = self._client.comm_params.host

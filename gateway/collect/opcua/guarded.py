@@ -29,9 +29,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from buffer.errors import StoreError
 from gateway.collect import guard
 from gateway.collect.opcua.answers import ServiceFault
-from gateway.errors import ConfigError, PlantError, TrustError, WriteRefused
+from gateway.errors import ConfigError, EbbgateError, PlantError, TrustError, WriteRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -295,6 +296,10 @@ def plant(context: str) -> Iterator[None]:
         raise PlantError(f"{context}: {error}") from error
     except (TimeoutError, OSError) as error:
         raise PlantError(f"{context}: {str(error) or 'no answer in time'}") from error
+    except (EbbgateError, StoreError):
+        raise
+    except Exception as error:  # hostile or broken bytes make asyncua raise anything: ValueError, struct.error, AssertionError, ...
+        raise PlantError(f"{context}: not an answer of an OPC UA server: {error!r}") from error
 
 
 def plain_bytes(body: Any) -> bytes:

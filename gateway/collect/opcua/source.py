@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -70,6 +71,9 @@ class _NotYet(PlantError):
 class OpcuaSource:
     """Implements gateway.collect.source.Source."""
 
+    _feed: Feed  # made by `run`
+    _throttle: Throttle
+
     def __init__(self, settings: Settings, runtime: Runtime, clock: GatewayClock, pauses: Pauses, directory: Path) -> None:
         """directory: <state>/collect, where <source>.json is kept. Raise ConfigError or TrustError for what no waiting will cure."""
         for url in settings.urls:
@@ -89,6 +93,21 @@ class OpcuaSource:
         self._reason = "not connected yet"
         self._attempt = 0
         self._frozen = False
+        self._running = False
+
+    def status(self) -> dict[str, object]:
+        """Return what `ebbgate status` shows of this source."""
+        if not self._running:
+            return {"state": "starting"}
+        subscription = self._feed.subscription
+        return {
+            "state": "paused" if self._pauses.paused(self.name) else "down" if self._down else "up" if not self._lost_ns else "connecting",
+            "reason": self._reason if self._lost_ns else "",
+            "tags": len(self._settings.tags),
+            "refused": len(subscription.refused) if subscription else 0,
+            "security": self._settings.security,
+            "load": asdict(self._throttle.budget.certificate(self._runtime.monotonic_ns())),
+        }
 
     # ---- the loop ----
 
@@ -99,6 +118,7 @@ class OpcuaSource:
         self._throttle = Throttle(Budget(self._settings.load, now, self._state.load, self._runtime.wall_ns()), self._runtime)
         self._feed = Feed(self._settings, self._runtime, self._clock, sink)
         self._feed.structure = structure
+        self._running = True
         self._lose("not connected yet")
         watch = asyncio.create_task(self._watch())
         try:

@@ -1,0 +1,82 @@
+"""The sealing child and the ring together: ask, make, adopt, publish, start again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from buffer import limits
+from buffer.errors import CorruptError
+from buffer.reader import RingReader
+from buffer.ring import with_root
+from buffer.seal import result_from, to_line
+from buffer.segment import seal
+from buffer.storage import PosixReadStorage
+from buffer.types import make_columns
+from tests.support.keys import Key
+from tests.unit.test_ring import crash, instant, open_ring, some
+
+NAN = 0x7FF8_0000_0000_0BAD
+MINUS_ZERO = 0x8000_0000_0000_0000
+
+
+def sealed_ring(root, columns):
+    ring = open_ring(root)
+    ring.append(columns)
+    ring.commit(instant())
+    ring._roll = True
+    ring.commit(instant())
+    return ring, with_root(ring.sealable(), str(root))
+
+
+def test_a_segment_holds_every_kind_bit_for_bit(tmp_path):
+    columns = make_columns(
+        [16, 17, 16, 17, 16, 16, 17, 3],
+        [10**18 + i * 1001 for i in range(8)],
+        [0, 0, 1, 2, 3, 4, 6, 3],
+        [NAN, MINUS_ZERO, 2**64 - 5, 1, 0, 2**63 + 1, 0, 1],
+        [0, 0x80000000, 0, 0, 0, 0, 0x80310000, 0],
+        texts=("Größe\n", '{"source": "p"}'),
+    )
+    ring, request = sealed_ring(tmp_path, columns)
+    out = subprocess.run([sys.executable, "-m", "buffer.segment"], input=to_line(request), capture_output=True, text=True, timeout=60, check=True)
+    result = result_from(out.stdout)
+    assert result.error == ""
+    [name] = ring.adopt(request, result, instant())
+    table = pq.read_table(tmp_path / name.parquet).sort_by("seq")
+    assert table["value_double"].to_numpy()[:2].view("u8").tolist() == [NAN, MINUS_ZERO]
+    assert table["value_int"].to_pylist()[2] == -5
+    assert table["value_string"].to_pylist()[4] == "Größe\n"
+    assert table["tag"].to_pylist()[-1] == "_ebbgate.gap"
+    frame = RingReader(PosixReadStorage(tmp_path)).segment_frame(name).verified(Key())
+    assert (frame.manifest.first_seq, frame.manifest.count) == (0, 8)
+    crash(ring)
+    again = open_ring(tmp_path, nonce=2)
+    assert again.state.predecessor[1] == 8
+    assert again.segments == [name]
+    assert again.last.tag(17).kind == 6
+
+
+def test_a_rotten_journal_is_not_sealed(tmp_path):
+    ring, request = sealed_ring(tmp_path, some(0, 100))
+    path = tmp_path / request.journals[0]
+    data = bytearray(path.read_bytes())
+    data[limits.PAGE_BYTES * 2 + 500] ^= 4
+    path.write_bytes(data)
+    result = seal(request)
+    assert result.parts == ()
+    assert "not all there" in result.error
+    ring.seal_failed(request, result.error)
+    assert ring.sealable() is None
+
+
+@pytest.mark.parametrize("change", [{"length": 10}, {"sha256": "0" * 64}])
+def test_a_part_that_is_not_what_the_child_checked_is_refused(tmp_path, change):
+    ring, request = sealed_ring(tmp_path, some(0, 10))
+    result = seal(request)
+    with pytest.raises(CorruptError, match="not what the child checked"):
+        ring.adopt(request, replace(result, parts=(replace(result.parts[0], **change),)), instant())

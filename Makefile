@@ -1,6 +1,8 @@
 # Two commands matter: make demo, make test. Both set themselves up.
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell command -v python$(v) 2>/dev/null)) $(shell command -v python3 2>/dev/null))
+# the newest python that really runs and is 3.11 or newer
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
@@ -13,8 +15,8 @@ NAME ?= ingest
 setup: $(VENV)/.stamp
 
 $(VENV)/.stamp: pyproject.toml requirements.lock
-	@test -n "$(PYTHON)" || { echo "python3.11 or newer is missing: install the package python3 (Debian, Ubuntu) or python3.11"; exit 3; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version)"; exit 3; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is missing: install the package python3 (Debian 12, Ubuntu 24.04) or python3.11"; exit 3; }
+	@command -v git >/dev/null || { echo "git is missing: install the package git"; exit 3; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "the venv module is missing: install the package python3-venv"; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

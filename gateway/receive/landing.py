@@ -11,13 +11,12 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from buffer import layout
-from buffer.cose import parse_sign1
+from buffer import layout, limits
 from buffer.errors import CorruptError, StorageFault, invariant
-from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, Frame, encode_header, parse_frame, parse_header
+from buffer.frame import Frame, encode_header, parse_frame
 from buffer.journal import padded
 from buffer.layout import DurableMark, SegmentName
-from buffer.manifest import FrameKind, ObjectType, decode_manifest
+from buffer.manifest import FrameKind, ObjectType
 from gateway.landing.index import (
     CONFLICT,
     INDEX,
@@ -171,16 +170,18 @@ class Landing:
         return self.answer(Verdict.DUPLICATE if known else Verdict.STORED, 0, digest, asked)
 
     def statements(self) -> Iterator[bytes]:
-        """Yield the key statements that stand here. Reads the signed heads of all objects, the payloads of statements only."""
+        """Yield the key statements that stand here. Every object is read: one that rotted is forgotten, so that it is asked for again."""
         for digest in sorted(self.objects):
             path = layout.object_path(digest)
             try:
-                head = self._storage.read(path, 0, HEADER_BYTES + COSE_BYTES_MAX) or b""
-                if _object_type(head) == ObjectType.KEY_STATEMENT:
-                    frame = parse_frame(self._storage.read(path, 0, parse_header(head).frame_bytes) or b"")
+                frame = parse_frame(self._storage.read(path, 0, limits.PUT_BYTES_MAX) or b"")
+                m = frame.manifest
+                if m.payload_sha256 != digest:
+                    raise CorruptError("object is not what its name says")
+                if m.object_type == ObjectType.KEY_STATEMENT:
                     yield bytes(frame.payload)
             except CorruptError as error:
-                self.objects.discard(digest)  # the sender is asked for it again
+                self.objects.discard(digest)
                 self.event(f"{path}: {error}")
 
     # ---- frames ----
@@ -329,8 +330,3 @@ class Landing:
                 self._storage.close(handle)
         self._live = self._index = self._durable = None
         self.broken = True
-
-
-def _object_type(head: bytes) -> ObjectType | None:
-    header = parse_header(head)
-    return decode_manifest(parse_sign1(head[HEADER_BYTES : HEADER_BYTES + header.cose_bytes]).payload).object_type

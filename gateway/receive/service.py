@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from buffer import layout
+from buffer.errors import StorageFault
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from gateway.errors import TrustError
 from gateway.landing import stream_names
@@ -60,11 +61,18 @@ async def _tick(runtime: Runtime, settings: SiteSettings, receiver: Receiver, do
         if ticks % REVOCATIONS_SECONDS == 0:
             alarms = _reload(settings, receiver, door)
         door.sweep(listening.server)
-        status = receiver_status(receiver, door, settings, runtime.wall_ns(), alarms)
-        publish_file(settings.landing / "status.json", json.dumps(status, default=str).encode(), durable=False)
+        _publish(settings, receiver_status(receiver, door, settings, runtime.wall_ns(), alarms))
         notify("WATCHDOG=1")
         ticks += 1
         await runtime.sleep(STATUS_SECONDS)
+
+
+def _publish(settings: SiteSettings, status: dict[str, Any]) -> None:
+    """Show the status. A full disk must not stop the receiver: it goes on saying 503."""
+    try:
+        publish_file(settings.landing / "status.json", json.dumps(status, default=str).encode(), durable=False)
+    except StorageFault as fault:
+        log.error("status", extra={"data": {"fault": str(fault)}})  # noqa: TRY400
 
 
 def _reload(settings: SiteSettings, receiver: Receiver, door: Door) -> list[str]:
@@ -102,11 +110,11 @@ def receiver_status(receiver: Receiver, door: Door, settings: SiteSettings, now_
     streams: dict[str, Any] = {}
     for stream, one in sorted(receiver.doors.items()):
         state, policy = one.landing.state, policies.get(one.gateway)
-        newest = state.states[max(state.states)] if state.states else None
+        newest = max(list(state.states.values()), key=lambda x: x.generation, default=None)  # list(): a thread may be landing
         age_ns = now_ns - state.received_ns if state.received_ns else None
         streams[stream] = {
             "gateway": one.gateway,
-            "received": sum(seqs.count() for seqs in state.seqs.values()),
+            "received": sum(seqs.count() for seqs in list(state.seqs.values())),
             "ends": state.ends,
             "landing": state.landing,
             "generation": newest.generation if newest else None,

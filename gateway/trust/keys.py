@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from buffer import limits
 from buffer.cose import EDDSA, ES256, Sign1, decode_cbor, encode_cbor, parse_sign1, sign1
 from buffer.errors import CorruptError, SignatureError
-from buffer.manifest import FrameKind, ObjectType, format_generation
+from buffer.manifest import FrameKind, format_generation
 from buffer.storage import publish_file
 from gateway.errors import TrustError
 
@@ -283,11 +283,6 @@ class KeyRing:
         self._revoked: Mapping[bytes, LastGood] = revoked or {}
         self._known: dict[bytes, _Known] = {}
 
-    @property
-    def authorities(self) -> tuple[bytes, ...]:
-        """Names of the keys whose endorsement counts."""
-        return tuple(self._authorities)
-
     def trust(self, public: PublicKey, stream: str = "") -> None:
         """Believe this key because a person says so (a pinned receipt key, a public key on a command line)."""
         self._known[key_id(public)] = _Known(public, stream, 0)
@@ -345,14 +340,15 @@ class KeyRing:
         if known.stream not in ("", m.stream):
             message = f"key {name.hex()} belongs to stream {known.stream}, not {m.stream}"
             raise WrongStreamError(message)
-        if m.kind == FrameKind.OBJECT:
-            if name in self._revoked and m.object_type != ObjectType.TAG_TABLE:
-                raise RevokedKeyError(f"key {name.hex()} is revoked")
+        last_good = self._revoked.get(name)
+        if m.kind == FrameKind.OBJECT:  # what an old, good block names
+            if last_good is not None and not last_good.generation:
+                message = f"key {name.hex()} is revoked from the beginning"
+                raise RevokedKeyError(message)
             return
         if m.generation < known.first_generation:
             message = f"key {name.hex()} may sign from generation {format_generation(known.first_generation)} on"
             raise WrongStreamError(message)
-        last_good = self._revoked.get(name)
         if last_good is not None and not _was_good(m, last_good):
             message = f"key {name.hex()} is revoked; last good reading {format_generation(last_good.generation)} seq {last_good.seq}"
             raise RevokedKeyError(message)

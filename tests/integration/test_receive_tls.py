@@ -316,10 +316,11 @@ async def test_a_statement_of_a_foreign_ca_introduces_nobody(plant: Plant) -> No
 
 async def test_a_revoked_key_counts_up_to_its_last_good_reading(plant: Plant) -> None:
     source = Source([2, 2])
-    plant.revoked.write_text(revocations.key_line(signer().key_id, revocations.LastGood(source.generation, 1)))
+    plant.revoked.write_text(revocations.key_line(signer().key_id))
     async with serving(plant):
-        with pytest.raises(AssertionError):  # its statement is worth nothing any more
-            await plant.objects()
+        statement = plant.statement()
+        body = object_frame(statement, ObjectType.KEY_STATEMENT).wire()
+        assert (await plant.receipt(ObjectTarget(payload_digest(statement), STREAM), body)).verdict == Verdict.REFUSED
     plant.revoked.write_text("")
     async with serving(plant):
         await plant.objects()
@@ -514,3 +515,33 @@ async def test_a_gateway_is_paced_to_its_rate(plant: Plant) -> None:
         await plant.objects()
         assert (await plant.receipt(frames(source, 0, 2), wires(source, 0, 2))).verdict == Verdict.STORED
     assert max(slept) > 5, "a megabyte at 1 Mbit/s is eight seconds"
+
+
+async def test_silence_a_branch_and_the_uploaders_own_news_are_in_the_status(plant: Plant) -> None:
+    usual = plant.settings
+    plant.settings = lambda: dataclasses.replace(usual(), gateways=(s.GatewayPolicy("hall1", "acme", ("hall1.*",), silence_ns=10**9),))
+    old, new = Source([5]), Source([1], generation=2 << 32 | 9, predecessor=(Source([5]).generation, 3))
+    async with serving(plant):
+        await plant.objects()
+        await plant.receipt(frames(old, 0, 0), wires(old, 0, 0))
+        await plant.receipt(frames(new, 0, 0), wires(new, 0, 0))
+        assert (await plant.put(wire.STATUS_PATH, b'{"backlog_bytes": 7}'))[0] == wire.NO_CONTENT
+        await asyncio.sleep(2.5)
+        status = plant.status()
+    one = status["streams"][STREAM]
+    assert one["silent"] is True
+    assert any(x.startswith("branch") for x in one["alarms"])
+    assert (one["received"], one["generation"], one["end"]) == (6, new.generation, 1)
+    assert status["uploaders"]["hall1"]["unsigned"] == {"backlog_bytes": 7}
+
+
+async def test_a_second_receiver_on_the_same_landing_does_not_start(plant: Plant) -> None:
+    import subprocess
+    import sys
+
+    async with serving(plant):
+        code = "import sys; from pathlib import Path; from buffer.storage import PosixStorage; PosixStorage(Path(sys.argv[1])).lock('lock/writer')"
+        run = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", code, str(plant.root / "landing")], capture_output=True, text=True, timeout=30
+        )
+        assert "another process writes here" in run.stderr

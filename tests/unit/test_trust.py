@@ -174,7 +174,10 @@ def test_a_revoked_key_counts_up_to_its_last_good_reading_and_endorses_nobody_af
         ring.introduce(statement(2, by=signer(1)), STREAM)
     from buffer.manifest import ObjectType
 
-    ring.admit(object_frame(TABLE, ObjectType.TAG_TABLE))  # named by hash: what it says is what an old block meant
+    ring.admit(object_frame(TABLE, ObjectType.TAG_TABLE))  # an old, good block names it
+    ring.revoke({signer(1).key_id: LastGood()})
+    with pytest.raises(RevokedKeyError):
+        ring.admit(object_frame(TABLE, ObjectType.TAG_TABLE))
 
 
 # ---- revocations ----

@@ -47,24 +47,27 @@ class Proof:
             self.findings.append(text)
 
 
-def verify_landing(root: Path, keys: KeyRing) -> Proof:
-    """Return the proof over all streams under `root`; raise nothing for bad bytes: they are findings."""
+def verify_landing(root: Path, keys: KeyRing, *, statements: bool = True) -> Proof:
+    """Return the proof over all streams under `root`; raise nothing for bad bytes: they are findings.
+
+    statements: believe key statements that an authority in `keys` endorsed; else only the keys given count.
+    """
     proof = Proof()
     streams = stream_names(root)
     if not streams:
         proof.bad(f"{root}: no landing here (a directory per stream, each with {INDEX}/)")
     for stream in streams:
         try:
-            _stream(root / stream, keys, proof)
+            _stream(root / stream, keys, proof, statements)
         except CorruptError as error:
             proof.bad(f"{stream}: {error}")
     return proof
 
 
-def _stream(root: Path, keys: KeyRing, proof: Proof) -> None:
+def _stream(root: Path, keys: KeyRing, proof: Proof, statements: bool) -> None:
     storage = PosixReadStorage(root)
     reader = LandingReader(storage)
-    _objects(root, storage, keys, proof)
+    _objects(root, storage, keys, proof, statements)
     _index(root, storage, proof)
     try:
         layout.decode_durable(storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES + 1) or b"")
@@ -106,7 +109,7 @@ def _frame(root: Path, reader: LandingReader, record: Record, keys: KeyRing, pro
     proof.readings += sum(last - first + 1 for first, last in record.new)
 
 
-def _objects(root: Path, storage: PosixReadStorage, keys: KeyRing, proof: Proof) -> None:
+def _objects(root: Path, storage: PosixReadStorage, keys: KeyRing, proof: Proof, statements: bool) -> None:
     frames = []
     for name in storage.list(layout.OBJECTS):
         path = f"{layout.OBJECTS}/{name}"
@@ -115,7 +118,7 @@ def _objects(root: Path, storage: PosixReadStorage, keys: KeyRing, proof: Proof)
             frame = parse_frame(data)
             if HEADER_BYTES + len(frame.cose) + len(frame.payload) != len(data) or frame.manifest.payload_sha256.hex() != name:
                 raise CorruptError("the file holds other bytes than its object")
-            if frame.manifest.object_type == ObjectType.KEY_STATEMENT and len(keys.authorities):
+            if frame.manifest.object_type == ObjectType.KEY_STATEMENT and statements:
                 keys.introduce(bytes(frame.payload), frame.manifest.stream)
             frames.append((path, frame))
         except CorruptError as error:

@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "ca": ("setup", "The site's small certificate authority: init, sign."),
     "identity": ("setup", "Keys and certificates of this box: install, show."),
     "check": ("contact", "Explain every mistake in the configuration and test every source."),
+    "trust": ("contact", "Show an OPC UA server's certificate and pin it."),
+    "read": ("contact", "Read one address of a Modbus source and show every way to understand it."),
     "pause": ("contact", "Leave a source alone: Ebbgate disconnects within a second."),
     "resume": ("contact", "Connect to a paused source again."),
     "collect": ("processes", "Read the sources into the ring (OT process)."),

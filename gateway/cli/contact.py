@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from gateway.cli import emit
+from gateway.cli import emit, printable
 from gateway.cli.processes import config_gateway
 from gateway.errors import EXIT_FINDING, ConfigError
 
@@ -74,3 +74,76 @@ def resume_command(source: str, config: Path) -> None:
         return
     remove_file(path)
     click.echo(f"{source} is read again")
+
+
+@click.command("trust")
+@click.argument("source")
+@config_gateway
+@click.option("--yes", is_flag=True, help="Pin it without asking.")
+def trust_command(source: str, config: Path, yes: bool) -> None:
+    """Show the certificate of an OPC UA server and pin it: collect then speaks to no other.
+
+    Compare the fingerprint with the one the server's own tool shows. Asked without security; nothing but the certificate is read.
+    """
+    import hashlib
+
+    from cryptography import x509
+
+    from buffer.storage import make_directory, publish_file
+    from gateway.collect.load import Budget
+    from gateway.collect.opcua.session import server_certificates
+    from gateway.collect.opcua.throttle import Throttle
+    from gateway.config import load_gateway
+    from gateway.runtime import real
+    from gateway.settings import OpcuaSource
+
+    settings = load_gateway(config, pinned=False)
+    wanted = next((one for one in settings.sources if one.name == source and isinstance(one, OpcuaSource)), None)
+    if not isinstance(wanted, OpcuaSource):
+        raise ConfigError(f"no OPC UA source {source!r}", f"Write [source.{source}] with kind and urls in {config}.")
+    world = real()
+    budget = Budget(wanted.load, world.monotonic_ns(), {}, world.wall_ns())
+    offered = asyncio.run(server_certificates(wanted, wanted.urls[0], Throttle(budget, world)))
+    for name in sorted(offered):
+        click.echo(f"offers  {name}")
+    der = offered.get(wanted.security)
+    if not der:
+        raise ConfigError(f"{wanted.urls[0]} does not offer {wanted.security}", f"Set source.{source}.security to one of those above.")
+    certificate = x509.load_der_x509_certificate(der)
+    click.echo(f"subject {printable(certificate.subject.rfc4514_string())}")
+    click.echo(f"until   {certificate.not_valid_after_utc:%Y-%m-%d}")
+    click.echo(f"SHA-256 {hashlib.sha256(der).hexdigest()}")
+    click.echo(f"SHA-1   {hashlib.sha1(der, usedforsecurity=False).hexdigest()}   (what most servers show)")
+    path = wanted.server_certificate or config.resolve().parent / "pki" / "trusted" / f"{source}.der"
+    if path.exists() and path.read_bytes() == der:
+        click.echo(f"pinned already: {path}")
+        return
+    if not yes and not click.confirm("Is this the fingerprint the server itself shows?"):
+        raise click.Abort
+    make_directory(path.parent)
+    publish_file(path, der)
+    click.echo(f"pinned: {path}")
+    if wanted.server_certificate is None:
+        click.echo(f'add to [source.{source}]: server_certificate = "pki/trusted/{source}.der"')
+
+
+@click.command("read")
+@click.argument("source")
+@click.argument("address")
+@config_gateway
+@click.option("--type", "type_", default="", help="As in tags.csv; empty: every type that fits.")
+@click.option("--all-orders", is_flag=True, help="Every byte order.")
+def read_command(source: str, address: str, config: Path, type_: str, all_orders: bool) -> None:
+    """Read one address of a Modbus source and show every way to understand it. Obeys the load contract; stop collect first."""
+    from gateway.collect.modbus.probe import read
+    from gateway.config import load_gateway
+    from gateway.runtime import real
+    from gateway.settings import ModbusSource
+
+    settings = load_gateway(config, pinned=False)
+    wanted = next((one for one in settings.sources if one.name == source and isinstance(one, ModbusSource)), None)
+    if not isinstance(wanted, ModbusSource):
+        raise ConfigError(f"no Modbus source {source!r}", f"Write [source.{source}] with kind and address in {config}.")
+    shown = asyncio.run(read(wanted, real(), settings.state / "collect", address, type_, all_orders=all_orders))
+    for one in shown:
+        click.echo(f"{one.address:10} {one.type:10} {one.order:5} {printable(one.value) or '-':24} {one.raw}")

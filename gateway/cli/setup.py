@@ -106,7 +106,7 @@ def init_gateway(directory: Path, identity: str, site: str, url: str, address: s
     _write(directory / "tags.csv", ",".join(COLUMNS) + "\n")
     data = keys.create_signer(pki / "data.key")
     request = certs.make_request(pki / "tls.key", identity)
-    certs.create_application_certificate(pki / "opcua.der", pki / "opcua.key", f"urn:ebbgate:gateway:{identity}", identity)
+    certs.create_application_certificate(pki / "opcua.der", pki / "opcua.key", f"urn:ebbgate:gateway:{identity}", identity, _now())
     proposal = keys.propose_statement(data, f"{identity}.main")
     body = {"gateway": identity, "request": request.decode(), "proposal": proposal.hex()}
     _write(pki / f"{identity}.request", json.dumps(body, indent=1))

@@ -78,7 +78,7 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json:
     ring = KeyRing([load_certificate_key(ca)] if ca else [])
     for key in keys:
         ring.trust(load_public(key))
-    proof = verify_landing(path, ring)
+    proof = verify_landing(path, ring, statements=ca is not None)
     data = {"frames": proof.frames, "readings": proof.readings, "objects": proof.objects, "findings": proof.findings}
     lines = [f"{proof.frames:,} frames, {proof.readings:,} readings, {proof.objects} objects confirmed", *proof.findings]
     emit(data, as_json, lines)

@@ -111,7 +111,7 @@ class Demo:
         assert self._link is not None
         options = self._options
         began = self._runtime.monotonic_ns()
-        cut_at = max(5.0, (options.seconds - options.outage_s) * 0.45)
+        cut_at = min(15.0, max(5.0, (options.seconds - options.outage_s) * 0.45))
         kill_times = [options.seconds * (i + 1) / (options.kills + 1) for i in range(options.kills)]
         while (passed := (self._runtime.monotonic_ns() - began) / 1e9) < options.seconds:
             if options.outage_s:

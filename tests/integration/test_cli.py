@@ -107,3 +107,23 @@ def test_pause_and_resume_are_files_of_people(tmp_path):
     assert "maintenance" in (tmp_path / "ot/state/control/pause/m").read_text()
     ebbgate("resume", "m", "--config", config)
     assert "no source" in ebbgate("pause", "x", "--config", config, code=2)
+
+
+def test_trust_shows_and_pins_the_certificate_of_the_server_and_read_shows_a_register(tmp_path):
+    import hashlib
+
+    config = set_up(tmp_path)
+    plant = subprocess.Popen([sys.executable, "-m", "gateway.demo.plant", "--state", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        ports = json.loads(plant.stdout.readline())
+        sources = f'\n[source.plc]\nkind = "opcua"\nurls = ["opc.tcp://127.0.0.1:{ports["opcua"]}"]\n'
+        sources += f'\n[source.meters]\nkind = "modbus-tcp"\naddress = "127.0.0.1:{ports["modbus"]}"\n'
+        config.write_text(config.read_text() + sources)
+        said = ebbgate("trust", "plc", "--config", config, "--yes")
+        assert hashlib.sha256((tmp_path / "plant.der").read_bytes()).hexdigest() in said
+        assert (tmp_path / "ot/pki/trusted/plc.der").read_bytes() == (tmp_path / "plant.der").read_bytes()
+        assert "float32" in ebbgate("read", "meters", "hr:2", "--type", "float32", "--config", config)
+        assert (tmp_path / "plant-writes.jsonl").read_text() == ""
+    finally:
+        plant.terminate()
+        plant.wait(20)

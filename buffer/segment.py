@@ -41,7 +41,7 @@ from buffer.tagtable import TagTable, decode_table
 from buffer.types import Columns, Kind, concat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -112,9 +112,9 @@ def arrow_table(rows: RowColumns, generation: int) -> pa.Table:
     )
 
 
-def parquet_bytes(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    """Return the file: one row group, each column in the encoding that makes it smallest."""
-    chosen = {name: _best_encoding(table, name, tries) for name, tries in _ENCODINGS.items()}
+def parquet_bytes(table: pa.Table, metadata: dict[str, str], tries: Mapping[str, Sequence[str]] = _ENCODINGS) -> bytes:
+    """Return the file: one row group, each column of `tries` in the encoding that makes it smallest (others: dictionary)."""
+    chosen = {name: _best_encoding(table, name, encodings) for name, encodings in tries.items()}
     plain = {name: encoding for name, encoding in chosen.items() if encoding}
     sink = pa.BufferOutputStream()
     pq.write_table(

@@ -110,22 +110,22 @@ def decide(state: LandingState, unit: Unit, chain_at: Callable[[int, int], bytes
     some_seqs = bool(unit.count and seqs.within(unit.first_seq, last_seq))
     some_blocks = bool(blocks.within(unit.first_block, unit.last_block))
     all_blocks = blocks.covers(unit.first_block, unit.last_block)
-    if _contradicts(unit, chain_at):
+    after = chain_at(unit.generation, unit.last_block) if unit.last_block < blocks.top else None  # nothing is known above what is held
+    if _contradicts(unit, after, chain_at):
         if some_blocks or some_seqs:
             return Decision(Verdict.CONFLICT)
         return Decision(Verdict.STORED, new, fork=True, branch=_branches(state, unit))
     impossible = (all_blocks and new) or (some_seqs and not some_blocks)  # blocks part the seqs: one without the other is another history
-    if impossible and chain_at(unit.generation, unit.last_block) is None:  # or index records rotted, and the chain proves the content
+    if impossible and after is None:  # or index records rotted, and the chain proves the content
         return Decision(Verdict.CONFLICT)
     if all_blocks and not new:
         return Decision(Verdict.DUPLICATE)
     return Decision(Verdict.STORED, new, branch=_branches(state, unit))
 
 
-def _contradicts(unit: Unit, chain_at: Callable[[int, int], bytes | None]) -> bool:
+def _contradicts(unit: Unit, after: bytes | None, chain_at: Callable[[int, int], bytes | None]) -> bool:
     """Say whether h before or after the frame is known to be another. The start of a generation is always known."""
     before = chain_start(unit.stream, unit.generation) if unit.first_block == 0 else chain_at(unit.generation, unit.first_block - 1)
-    after = chain_at(unit.generation, unit.last_block)
     return (before is not None and before != unit.chain_before) or (after is not None and after != unit.chain_after)
 
 

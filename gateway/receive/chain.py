@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from gateway.landing.index import Record
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from buffer.storage import Storage
 
 DIRECTORY: Final = "chain"
+NEWEST_MAX: Final = 64  # points of a stream in memory: a few requests under way
 _POINT_BYTES: Final = 36
 _H_BYTES: Final = 32
 
@@ -32,9 +34,12 @@ class ChainPoints:
         self._storage = storage
         storage.mkdir(DIRECTORY)
         self._dirty: set[int] = set()
+        self._newest: OrderedDict[tuple[int, int], bytes] = OrderedDict()  # the next block asks for what the last one put
 
     def at(self, generation: int, block: int) -> bytes | None:
         """Return h after a block, None where it is not known."""
+        if (generation, block) in self._newest:
+            return self._newest[generation, block]
         data = self._storage.read(_path(generation), block * _POINT_BYTES, _POINT_BYTES)
         if data is None or len(data) != _POINT_BYTES or data != _point(generation, block, data[:_H_BYTES]):
             return None
@@ -59,6 +64,9 @@ class ChainPoints:
 
     def _put(self, handle: int, generation: int, block: int, h: bytes) -> None:
         self._storage.pwrite(handle, block * _POINT_BYTES, _point(generation, block, h))
+        self._newest[generation, block] = h
+        if len(self._newest) > NEWEST_MAX:
+            self._newest.popitem(last=False)
 
     def sync(self) -> None:
         """Make every point durable: after this the index need not be read again to know it."""

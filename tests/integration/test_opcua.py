@@ -30,7 +30,7 @@ from gateway.settings import OpcuaSource as Settings
 from tests.support.opcua_child import MS, settings_for
 from tests.support.opcua_server import OpcuaServer
 from tests.support.proxy import Proxy
-from tests.support.sinks import FileSink, MemorySink, Row
+from tests.support.sinks import FileSink, MemorySink, Row, rows_of
 
 pytestmark = pytest.mark.peers
 TAGS = 20
@@ -236,15 +236,20 @@ async def test_a_first_value_that_is_known_is_not_stored_again(server: OpcuaServ
     settings = settings_for(server.port, 0, tags=(tag,))
     async with running(make_source(settings, tmp_path), sink) as task:
         await until(lambda: len(sink.rows()) == 1, 20, task)
-        task.cancel()
-        sink.kill()  # no marker: as after kill -9
-    sink.kill()
-    (tmp_path / "plc.json").unlink()
-    async with running(make_source(settings, tmp_path), sink) as task:
-        await until(lambda: ups(sink) == 2, 20, task)
-        await asyncio.sleep(0.5)
-        assert [row.value for row in sink.rows()] == [1.5]
-        assert sink.known("plc").position is not None, "the dropped message's position was committed with an empty batch"
+    again = MemorySink()
+    again._apply(sink.batches[0])  # as after kill -9: the reading, no marker
+    position = again.known("plc").position
+    async with running(make_source(settings, tmp_path), again) as task:
+        await until(lambda: ups(again) == 1, 20, task)
+        await until(lambda: again.known("plc").position != position, 5, task)
+        assert [row.value for row in again.rows()] == [1.5], "the same reading twice"
+        assert again.batches[-1].position
+        assert not len(again.batches[-1].columns), "the dropped message's position travels in an empty batch"
+    marked = MemorySink()
+    for batch in sink.batches:  # as after an orderly stop: a marker stands in the plot
+        marked._apply(batch)
+    async with running(make_source(settings, tmp_path), marked) as task:
+        await until(lambda: [row.value for row in marked.rows()] == [1.5, 1.5], 20, task)
 
 
 # ---- values, items, heartbeats, life bit ----
@@ -288,7 +293,7 @@ async def test_a_refused_item_is_bad_alone_and_tried_again(server: OpcuaServer, 
         await asyncio.sleep(2.5)
         assert source._feed.subscription is not None
         assert source._feed.subscription.refused == (40, 41)
-        bad = [(row.tag, row.quality) for row in sink.rows(live=False) if row.value is None]
+        bad = sorted((row.tag, row.quality) for row in sink.rows(live=False) if row.value is None)
     assert bad == [(40, 0x80340000), (41, 0x80340000)], "one reading each, not one per try"
     assert {told["tag"] for told in sink.told(NoticeKind.TAG)} == {"gone", "alien"}
 
@@ -303,6 +308,42 @@ async def test_heartbeat_repeats_what_does_not_change_and_the_life_bit_is_watche
         first, *repeated = sink.rows(live=False)[:3]
     assert [row.value for row in repeated] == [1.5, 1.5]
     assert all(row.ts_source_ns == first.ts_source_ns and row.ts_ns > first.ts_ns for row in repeated)
+
+
+# ---- history ----
+
+
+async def test_an_absence_is_filled_from_the_servers_history_once(tmp_path: Path) -> None:
+    one = OpcuaServer(tmp_path, tags=15, period_ms=100, history=True).start()
+    try:
+        sink = MemorySink()
+        settings = settings_for(one.port, 15)
+        async with running(make_source(settings, tmp_path), sink) as task:
+            await until(lambda: len(ticks(sink.rows())) == 15, 20, task)
+        await asyncio.sleep(2)
+        async with running(make_source(settings, tmp_path), sink) as task:
+            await until(lambda: "filled" in {told["event"] for told in sink.told(NoticeKind.GAP)}, 30, task)
+            await until(lambda: not sink.known("plc").gaps, 5, task)
+    finally:
+        one.stop()
+    filled = [row for batch in sink.batches if batch.gap for row in rows_of(batch.columns)]
+    assert len(filled) >= 15 * 15, "two seconds of fifteen tags at ten values a second"
+    everything = [row for row in sink.rows(live=False) if not row.flags & (Flag.MARKER | Flag.REPEATED)]
+    found = ticks(sorted(everything, key=lambda row: (row.tag, row.ts_ns)))
+    for tag, seen in found.items():
+        assert seen == list(range(seen[0], seen[0] + len(seen))), f"tag {tag}: a hole or a double"
+
+
+async def test_a_server_without_history_closes_the_gap_as_unfillable(server: OpcuaServer, tmp_path: Path) -> None:
+    sink = MemorySink()
+    settings = settings_for(server.port, TAGS)
+    async with running(make_source(settings, tmp_path), sink) as task:
+        await until(lambda: len(ticks(sink.rows())) == TAGS, 20, task)
+    async with running(make_source(settings, tmp_path), sink) as task:
+        await until(lambda: len(sink.told(NoticeKind.GAP)) >= 2, 20, task)
+        await until(lambda: not sink.known("plc").gaps, 5, task)
+    assert [told["event"] for told in sink.told(NoticeKind.GAP)][:2] == ["opened", "unfillable"]
+    assert sink.told(NoticeKind.GAP)[1]["reason"] == "the server keeps no history"
 
 
 # ---- security ----

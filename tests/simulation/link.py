@@ -94,23 +94,27 @@ class SimCarrier:
 
     async def _lossy(self, target: str, body: bytes, deadline_s: float) -> Answer:
         fate = self._rng.random()
-        if fate < 0.60:
+        if fate < 0.56:
             return await self._deliver(target, body)
-        if fate < 0.68:
+        if fate < 0.64:
             raise _unreachable()
-        if fate < 0.76:  # lost on the way there
+        if fate < 0.72:  # lost on the way there
             await asyncio.sleep(min(20.0, deadline_s))
             raise _silent()
-        if fate < 0.86:  # landed, the answer is lost
+        if fate < 0.80:  # landed, the answer is lost
             await self._deliver(target, body)
             await asyncio.sleep(min(20.0, deadline_s))
             raise _silent()
-        if fate < 0.91:  # doubled
+        if fate < 0.85:  # doubled
             await self._deliver(target, body)
             return await self._deliver(target, body)
-        if fate < 0.96:  # a copy comes much later
+        if fate < 0.90:  # a copy comes much later
             self._late.append(asyncio.get_running_loop().create_task(self._later(target, body, self._rng.uniform(1, 120))))
             raise _silent()
+        if fate < 0.98:  # the answer takes its time: others overtake it
+            answer = await self._deliver(target, body)
+            await asyncio.sleep(self._rng.uniform(1, 60))
+            return answer
         if body:  # cut: the door sees fewer bytes than announced
             return Answer(wire.BAD_REQUEST, b"cut")
         return await self._deliver(target, body)

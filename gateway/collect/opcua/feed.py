@@ -54,6 +54,7 @@ class Feed:
         slowest = max((tag.every_ns for tag in settings.tags), default=0)
         self._slack_ns = settings.publish_ns + slowest
         self._level_ns = self.states.newest_ns or self.now()[0]
+        self.settled = False  # every tag's present value is known: a gap has its first live readings
         self._overflows = 0
         self._overflow_told_ns = 0
         self.alive_number = next((tag.number for tag in settings.tags if settings.alive and tag.id == settings.alive.tag), None)
@@ -142,11 +143,11 @@ class Feed:
 
     async def open_gap(self, reason: str) -> None:
         """Commit a gap since the last moment we were level, before any later reading; a gap without a later reading goes on."""
+        self.settled = False
         if not self.states.has.any() or any(not gap.first_live_ns for gap in self.sink.known(self.name).gaps):
             return
         self.notice(NoticeKind.GAP, event="opened", since_ns=self._level_ns, reason=reason)
         await self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=self._level_ns)))
-        self.level()
 
     # ---- what nobody sent ----
 

@@ -11,6 +11,7 @@ from buffer.notice import NoticeKind
 from gateway.collect.opcua import subscribe
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault, parse_publish
+from gateway.collect.opcua.fill import fill
 from gateway.collect.opcua.publish import Publisher
 from gateway.collect.opcua.session import VALUE
 from gateway.collect.opcua.state import Subscription
@@ -79,7 +80,6 @@ class Link:
         interval_ms = settings.publish_ns / 1e6
         number, revised_ms, count = await self._session.create_subscription(interval_ms, KEEP_ALIVE_S, LIFETIME_S, NOTIFICATIONS_MAX)
         feed.begin(Subscription(number, identity, digest, revised_ms * count / 1000), 0)
-        feed.level()
         await self._create_items(tuple(tag.number for tag in settings.tags))
 
     async def _keep(self, old: Subscription, identity: str, digest: str) -> bool:
@@ -129,6 +129,7 @@ class Link:
             tasks.create_task(self._watch_life())
             tasks.create_task(self._tick())
             tasks.create_task(self._renew())
+            tasks.create_task(fill(self._session, feed))
 
     async def _renew(self) -> None:
         while True:
@@ -204,6 +205,7 @@ class Link:
             self._resync = False
             await self._read_all()
         self._feed.level()
+        self._feed.settled = True
         if not self._is_proven:
             self._is_proven = True
             if self._kept:

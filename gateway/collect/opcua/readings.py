@@ -152,6 +152,18 @@ class TagStates:
         for at in np.flatnonzero((kind == Kind.TEXT) | (kind == Kind.BYTES)):
             self._text[int(rows[at])] = texts[int(values[at])]
 
+    @property
+    def awaits_first(self) -> bool:
+        """Say whether the first value of a new item is still to come."""
+        return bool(self._initial.any())
+
+    def history(self, number: int, items: Items, which: NDArray[np.int64]) -> Columns:
+        """Return values of one tag from the server's history, at their own times; they change nothing that is known here."""
+        rows = np.repeat(self.rows(np.asarray([number], np.uint32))[0], len(which))
+        kind, values, quality = items.kind[which], items.values[which], items.quality[which]
+        self._convert(rows, kind, values, quality)
+        return Columns(self.numbers[rows], items.source_ns[which], kind, values, quality, items.flags[which], None, items.texts if len(which) else ())
+
     # ---- readings nobody sent ----
 
     def repeat(self, which: NDArray[np.bool_], now_ns: int, trusted: bool) -> Columns:

@@ -268,17 +268,31 @@ class Session:
                 raise ConnectionError("connection lost")
             return protocol._send_request(request, 0)
 
-    async def history(self, nodes: Sequence[tuple[str, int, bytes]], to_ns: int, most: int) -> list[answers.History]:
-        """Return raw history from (node, from_ns, continuation point) up to to_ns, at most `most` values a node, bounds not asked for."""
+    async def history(self, nodes: Sequence[str], from_ns: int, to_ns: int, most: int) -> list[answers.History]:
+        """Return raw history of nodes between two times, at most `most` values a node; a node with more to come has a continuation point.
+
+        Points are given back to the server at once: the next request begins where the values ended.
+        """
+        results = answers.decode_history(await self._history(nodes, from_ns, to_ns, most, [b""] * len(nodes)), structure)
+        if len(results) != len(nodes):
+            raise CorruptError(f"{self.url}: history of {len(nodes)} nodes answered with {len(results)}")
+        held = [(node, one.point) for node, one in zip(nodes, results, strict=True) if one.point]
+        if held:
+            with contextlib.suppress(ServiceFault):
+                await self._history([node for node, _ in held], from_ns, to_ns, most, [point for _, point in held])
+        return results
+
+    async def _history(self, nodes: Sequence[str], from_ns: int, to_ns: int, most: int, points: Sequence[bytes]) -> bytes:
         request = ua.HistoryReadRequest()
-        first = min(from_ns for _, from_ns, _ in nodes)
         request.Parameters.HistoryReadDetails = ua.ReadRawModifiedDetails(
-            IsReadModified=False, StartTime=_moment(first), EndTime=_moment(to_ns), NumValuesPerNode=most, ReturnBounds=False
+            IsReadModified=False, StartTime=_moment(from_ns), EndTime=_moment(to_ns + 1_000), NumValuesPerNode=most, ReturnBounds=False
         )
         request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
-        request.Parameters.ReleaseContinuationPoints = False
-        request.Parameters.NodesToRead = [ua.HistoryReadValueId(NodeId=node_id(node), ContinuationPoint=point or None) for node, _, point in nodes]
-        return answers.decode_history(await self._call(request, "HistoryRead"), structure)
+        request.Parameters.ReleaseContinuationPoints = any(points)
+        request.Parameters.NodesToRead = [
+            ua.HistoryReadValueId(NodeId=node_id(node), ContinuationPoint=point or None) for node, point in zip(nodes, points, strict=True)
+        ]
+        return await self._call(request, "HistoryRead")
 
     async def browse(self, nodes: Sequence[str]) -> list[tuple[int, bytes, list[answers.Reference]]]:
         """Return the children (hierarchical references) of nodes; a continuation point is followed with `browse_next`."""

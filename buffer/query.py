@@ -1,0 +1,313 @@
+"""SQL over a ring, for people (views: buffer.views). DuckDB in a child process without a right to write: `python -m buffer.query`.
+
+One SELECT, WITH or EXPLAIN per call, as DuckDB's own parser sees it. DuckDB with external access off still lets COPY overwrite
+what it may read (measured), so the child gives up writing before it imports anything: Landlock with one private
+scratch directory, or a user who could not write anyway; neither: it refuses, and nothing overrides that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import decimal
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from buffer.errors import CorruptError, StorageFault, StoreError
+from buffer.landlock import forbid_writes
+from buffer.views import GAPS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import duckdb
+
+
+TRIES_MAX: Final = 3  # a segment evicted between listing and reading it
+FETCH_ROWS: Final = 4_096
+ROWS_MAX: Final = 1_000_000
+COMMAND: Final = (sys.executable, "-P", "-m", "buffer.query")  # -P: nothing is imported from the working directory
+
+
+class QueryRefused(StoreError):
+    """The SQL is wrong, or asks for more than reading. The person who typed it can mend it."""
+
+
+class QueryUnsafe(StoreError):
+    """This machine and user cannot give the query process what it must have. Environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryOptions:
+    """Bounds of one query."""
+
+    rows_max: int = ROWS_MAX
+    memory: str = "512MB"  # DuckDB's; beyond it spills into the scratch directory
+    scratch: str = "4GB"
+    threads: int = 2
+    seconds_max: float = 600.0
+    since_ns: int | None = None  # leave out segments sealed before this wall-clock time
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Rows hold None, bool, int, float, str; times as ISO 8601 in UTC with Z; lists and structs as list and dict."""
+
+    columns: tuple[str, ...]
+    types: tuple[str, ...]  # DuckDB's names
+    rows: list[list[Any]]
+    truncated: bool  # there were more than rows_max
+
+
+# ---- the caller's side ----
+
+
+def run_query(ring: Path, sql: str, options: QueryOptions = QueryOptions()) -> Result:  # noqa: B008 -- frozen
+    """Return the result of one statement; raise QueryRefused, QueryUnsafe, CorruptError or StorageFault."""
+    lines = stream_query(ring, sql, options)
+    head = next(lines)
+    rows, end = [], {}
+    for line in lines:
+        if isinstance(line, list):
+            rows.append(line)
+        else:
+            end = line
+    return Result(tuple(head["columns"]), tuple(head["types"]), rows, bool(end["truncated"]))
+
+
+def stream_query(ring: Path, sql: str, options: QueryOptions = QueryOptions()) -> Iterator[Any]:  # noqa: B008
+    """Yield {"columns", "types"}, then each row as a list, then {"truncated"}; memory does not grow with the rows. Raises as run_query."""
+    with tempfile.TemporaryDirectory(prefix="ebbgate-query-") as scratch:
+        request = json.dumps({"ring": str(ring.absolute()), "scratch": scratch, "sql": sql, "options": asdict(options)})
+        child = _start()
+        errors: list[str] = []
+        drain = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
+        drain.start()
+        watchdog = threading.Timer(options.seconds_max, child.kill)
+        watchdog.start()
+        try:
+            yield from _answers(child, request)
+            child.wait()
+            if child.returncode != 0:
+                reason = "took too long" if watchdog.finished.is_set() else f"ended with code {child.returncode}"
+                message = f"the query process {reason}. {''.join(errors)[-500:].strip()}"
+                raise QueryRefused(message)
+        finally:
+            watchdog.cancel()
+            child.kill()
+            child.wait()
+            drain.join()
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _start() -> subprocess.Popen[str]:
+    """Start the child with the code this process runs, wherever the user happens to stand."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def _answers(child: subprocess.Popen[str], request: str) -> Iterator[Any]:
+    if child.stdin is None or child.stdout is None:
+        return
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(request + "\n")
+    for line in child.stdout:
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise _raised(answer["error"], answer["message"])
+        yield answer
+
+
+def _raised(kind: str, message: str) -> StoreError:
+    if kind == "QueryUnsafe":
+        return QueryUnsafe(message)
+    if kind == "StorageFault":
+        return StorageFault(message, path="ring")
+    if kind == "CorruptError":
+        return CorruptError(message)
+    return QueryRefused(message)
+
+
+# ---- the child: nothing above this line imports more than the standard library ----
+
+
+def main() -> None:
+    """Serve one request: a line of JSON on stdin, lines of JSON on stdout."""
+    request = json.loads(sys.stdin.readline())
+    try:
+        protect(Path(request["ring"]), request["scratch"])
+        for line in _serve(request):
+            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except (StoreError, OSError) as error:
+        kind = "QueryRefused" if isinstance(error, OSError) else type(error).__name__
+        sys.stdout.write(json.dumps({"error": kind, "message": str(error)}) + "\n")
+
+
+def protect(ring: Path, scratch: str) -> None:
+    """Make sure that this process cannot write what it reads; raise QueryUnsafe where that is not so."""
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise QueryUnsafe("the query process has threads already: they would keep the right to write")
+    try:
+        forbid_writes([scratch])
+    except StorageFault as fault:
+        if _may_write(ring):
+            message = (
+                f"a query must not be able to write what it reads: {fault}, and this user may write in {ring}. "
+                "Run it as a user who may only read the ring (group ebbgate-read)."
+            )
+            raise QueryUnsafe(message) from fault
+
+
+def _may_write(ring: Path) -> bool:
+    """Say whether this user owns, or may write, anything of the ring."""
+    for directory, _, names in os.walk(ring):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            if os.access(path, os.W_OK, effective_ids=True) or os.stat(path).st_uid == os.geteuid():
+                return True
+    return False
+
+
+def _serve(request: dict[str, Any]) -> Iterator[Any]:
+    options = QueryOptions(**request["options"])
+    for attempt in range(TRIES_MAX):
+        connection = _session(Path(request["ring"]), Path(request["scratch"]), options)
+        try:
+            check_statement(connection, request["sql"])
+            yield from _rows(connection, request["sql"], options.rows_max)
+            return
+        except _Vanished:
+            if attempt == TRIES_MAX - 1:
+                raise StorageFault("segments are evicted faster than this query reads them", path=request["ring"]) from None
+        finally:
+            connection.close()
+
+
+class _Vanished(Exception):
+    """A file went before its first row was read."""
+
+
+def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Return if `sql` is one statement that only reads; raise QueryRefused."""
+    import duckdb
+
+    try:
+        statements = connection.extract_statements(sql)
+        if [s.type for s in statements] == [duckdb.StatementType.EXPLAIN]:  # EXPLAIN ANALYZE runs what it explains
+            inner = re.sub(r"(?is)^\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", "", statements[0].query)
+            statements = connection.extract_statements(inner)
+    except duckdb.Error as error:
+        raise QueryRefused(_friendly(str(error))) from None
+    if len(statements) != 1:
+        message = f"one statement per call, here are {len(statements)}"
+        raise QueryRefused(message)
+    if statements[0].type != duckdb.StatementType.SELECT:
+        message = f"{statements[0].type.name} is refused: a query reads (SELECT, WITH, EXPLAIN) and does nothing else"
+        raise QueryRefused(message)
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str, rows_max: int) -> Iterator[Any]:
+    import duckdb
+
+    count, begun = 0, False
+    try:
+        cursor = connection.execute(sql)
+        description = cursor.description or []
+        batch = cursor.fetchmany(FETCH_ROWS)
+        begun = True
+        yield {"columns": [d[0] for d in description], "types": [str(d[1]) for d in description]}
+        while batch:
+            for row in batch[: rows_max - count]:
+                yield [_plain(value) for value in row]
+            count += len(batch)
+            if count > rows_max:
+                break
+            batch = cursor.fetchmany(FETCH_ROWS)
+        yield {"truncated": count > rows_max}
+    except duckdb.IOException as error:
+        if begun:
+            raise StorageFault(_friendly(str(error)), path="ring") from None
+        raise _Vanished from None
+    except duckdb.Error as error:
+        raise QueryRefused(_friendly(str(error))) from None
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- one line per type DuckDB hands over
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, datetime.datetime):
+        return value.replace(tzinfo=None).isoformat() + ("Z" if value.tzinfo else "")
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, bytes | bytearray):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value)
+
+
+def _friendly(message: str) -> str:
+    text = message.strip().split("\n\nLINE")[0].replace("\n", " ")
+    if "disabled by configuration" in text or "Cannot access" in text:
+        return f"a query reads the ring and nothing else: {text}"
+    if "does not exist" in text:
+        return f"{text} (views: readings, readings_good, last, gaps, tags, notices)"
+    return text
+
+
+# ---- DuckDB ----
+
+
+def _session(ring: Path, scratch: Path, options: QueryOptions) -> duckdb.DuckDBPyConnection:
+    import duckdb
+
+    from buffer.snapshot import stream_directories, take_snapshot
+
+    snapshots = [take_snapshot(one, scratch, options.since_ns) for one in stream_directories(ring)]
+    connection = duckdb.connect(":memory:")
+    _set(connection, "autoinstall_known_extensions", "false")
+    _set(connection, "autoload_known_extensions", "false")
+    _set(connection, "TimeZone", "'UTC'")
+    _set(connection, "threads", str(options.threads))
+    _set(connection, "memory_limit", sql_text(options.memory))
+    _set(connection, "temp_directory", sql_text(str(scratch)))
+    _set(connection, "max_temp_directory_size", sql_text(options.scratch))
+    _table(connection, "tags", TAGS, [row for snapshot in snapshots for row in tag_rows(snapshot)])
+    _table(connection, "gaps", GAPS, [row for snapshot in snapshots for row in gap_rows(snapshot)])
+    try:
+        connection.execute(readings_view(snapshots)).fetchall()
+    except duckdb.IOException as error:
+        raise StorageFault(_friendly(str(error)), path=str(ring)) from None
+    for name, sql in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {sql}").fetchall()
+    directories = [str(path.parent) for snapshot in snapshots for path in (*snapshot.segments[:1], *snapshot.tail[:1])]
+    _set(connection, "allowed_directories", f"[{', '.join(map(sql_text, directories))}]")
+    _set(connection, "enable_external_access", "false")
+    _set(connection, "lock_configuration", "true")
+    return connection
+
+
+def _set(connection: duckdb.DuckDBPyConnection, name: str, value: str) -> None:
+    connection.execute(f"SET {name} = {value}").fetchall()
+
+
+def _table(connection: duckdb.DuckDBPyConnection, name: str, columns: dict[str, str], rows: list[list[Any]]) -> None:
+    connection.execute(create_table(name, columns)).fetchall()
+    if rows:
+        connection.execute(fill_table(name, columns), [list(cells) for cells in zip(*rows, strict=True)]).fetchall()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A ring as it is now, for SQL: the segments, and temporary Parquet files of the blocks that stand in no segment yet.
+
+Works on a ring that is being written: what is read twice is taken once (by seq), and when files changed while they were read, it
+is done again. Writes into a scratch directory of its own and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from buffer import layout, limits
+from buffer.codec import decode
+from buffer.errors import CorruptError, StorageFault
+from buffer.intervals import Intervals
+from buffer.reader import Inventory, RingReader
+from buffer.rows import make_rows
+from buffer.segment import arrow_table, parquet_bytes
+from buffer.storage import PosixReadStorage
+from buffer.tagtable import TagTable, decode_table
+from buffer.types import concat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from buffer.frame import Frame
+    from buffer.layout import JournalName, SegmentName
+    from buffer.manifest import StateRecord
+
+TRIES_MAX: Final = 5  # a ring that changes under five readings in a row is being evicted faster than it can be read
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """One stream. Paths are absolute."""
+
+    stream: str
+    segments: list[Path] = field(default_factory=list)
+    tail: list[Path] = field(default_factory=list)
+    table: TagTable | None = None
+    state: StateRecord | None = None
+
+
+def stream_directories(path: Path) -> list[Path]:
+    """Return the rings in `path`: itself, or what lies in it. Raise StorageFault where there is none."""
+    if (path / layout.JOURNALS).is_dir():
+        return [path]
+    found = sorted(one for one in path.iterdir() if (one / layout.JOURNALS).is_dir()) if path.is_dir() else []
+    if not found:
+        raise StorageFault("here is no ring: expected <ring>/<stream>/journal", path=str(path))
+    return found
+
+
+def take_snapshot(ring: Path, scratch: Path, since_ns: int | None = None) -> Snapshot:
+    """Return what the ring of one stream holds; of segments only those sealed at `since_ns` (wall clock) or later.
+
+    Raise CorruptError for damage, StorageFault where the ring cannot be read or does not hold still.
+    """
+    for attempt in range(TRIES_MAX):
+        reader = RingReader(PosixReadStorage(ring))
+        inventory = reader.inventory()
+        for old in scratch.glob(f"{ring.name}-*.parquet"):
+            old.write_bytes(b"")
+        snapshot = Snapshot(ring.name, _since(ring, reader, inventory, since_ns))
+        newest = reader.newest(inventory)
+        if newest is not None:
+            snapshot.state = newest.state
+            snapshot.table = _table(reader, newest.tag_table_sha256)
+        for number, frames in enumerate(_pieces(_unsealed(reader, inventory))):
+            snapshot.tail.append(scratch / f"{ring.name}-{attempt}-{number}.parquet")
+            snapshot.tail[-1].write_bytes(_parquet(reader, frames))
+        after = reader.inventory()
+        if (after.segments, after.journals) == (inventory.segments, inventory.journals):
+            return snapshot
+    raise StorageFault("the ring changed while it was read, again and again; try once more", path=str(ring))
+
+
+def _since(ring: Path, reader: RingReader, inventory: Inventory, since_ns: int | None) -> list[Path]:
+    names: list[SegmentName] = list(inventory.segments)
+    if since_ns is not None:
+        kept: list[SegmentName] = []
+        for name in reversed(names):
+            manifest = reader.segment_manifest(name)
+            if manifest is not None and manifest.state is not None and manifest.state.wall_ns < since_ns:
+                break  # everything before was sealed earlier still
+            kept.append(name)
+        names = kept[::-1]
+    return [ring / name.parquet for name in names]
+
+
+def _unsealed(reader: RingReader, inventory: Inventory) -> Iterator[Frame]:
+    """Yield the durable blocks with readings that stand in no segment."""
+    sealed: dict[int, Intervals] = {}
+    for segment in inventory.segments:
+        sealed.setdefault(segment.generation, Intervals()).add(segment.first, segment.last)
+    for generation in sorted({name.generation for name in inventory.journals}):
+        held = sealed.get(generation, Intervals())
+        others = [name for name in inventory.journals if name.generation != generation]
+        mine = [name for name in inventory.journals if name.generation == generation]
+        wanted = tuple(sorted(others + _not_covered(mine, held)))
+        for frame in reader.blocks(replace(inventory, journals=wanted), generation, 0):
+            m = frame.manifest
+            if m.count and not held.covers(m.first_seq, m.end_seq - 1):
+                yield frame
+
+
+def _not_covered(names: list[JournalName], held: Intervals) -> list[JournalName]:
+    """Leave out journals whose readings, as the next name tells, all stand in segments: they are not even opened."""
+    out = []
+    for i, name in enumerate(names):
+        end = names[i + 1].first_seq if i + 1 < len(names) else None
+        if end is None or end == name.first_seq or not held.covers(name.first_seq, end - 1):
+            out.append(name)
+    return out
+
+
+def _pieces(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+    """Group frames of one generation and tag table, at most limits.SEGMENT_READINGS_MAX readings."""
+    piece: list[Frame] = []
+    readings = 0
+    for frame in frames:
+        m = frame.manifest
+        first = piece[0].manifest if piece else m
+        same = (m.generation, m.tag_table_sha256) == (first.generation, first.tag_table_sha256)
+        if piece and (not same or readings + m.count > limits.SEGMENT_READINGS_MAX):
+            yield piece
+            piece, readings = [], 0
+        piece.append(frame)
+        readings += m.count
+    if piece:
+        yield piece
+
+
+def _parquet(reader: RingReader, frames: list[Frame]) -> bytes:
+    columns = concat([decode(frame.payload, frame.manifest.count) for frame in frames])
+    seq = np.concatenate([np.arange(f.manifest.first_seq, f.manifest.end_seq, dtype=np.int64) for f in frames])
+    table = _table(reader, frames[0].manifest.tag_table_sha256)
+    return parquet_bytes(arrow_table(make_rows(columns, seq, table, by_tag=True), frames[0].manifest.generation), {}, tries={})
+
+
+def _table(reader: RingReader, digest: bytes) -> TagTable:
+    frame = reader.object_frame(digest)
+    if frame is None:
+        raise CorruptError("a block names a tag table that is not in the ring", source=layout.object_path(digest))
+    return decode_table(frame.payload)

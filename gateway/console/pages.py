@@ -132,13 +132,24 @@ def one_gateway(facts: StreamFacts, j: dict[str, Any], now_ns: int, streams: lis
 def _timeline(outages: list[list[int]], now_ns: int) -> str:
     hour = 3600 * 10**9
     bars = []
-    for start, end in outages:
+    for start, end in _merged(outages):
         left = max(0.0, (start - (now_ns - hour)) / hour * 100)
         width = max(0.3, (end - max(start, now_ns - hour)) / hour * 100)
         if end > now_ns - hour:
             bars.append(f'<i style="left:{left:.2f}%;width:{width:.2f}%" title="{age(end - start)}"></i>')
     text = f"{len(bars)} outage{'s' if len(bars) != 1 else ''}" if bars else "no outage"
     return f'<div class="bar">{"".join(bars)}</div><p class="note">{text}; red: data committed on the gateway came later</p>'
+
+
+def _merged(outages: list[list[int]]) -> list[tuple[int, int]]:
+    """Join what overlaps: many late pieces of one outage are one."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted((a, b) for a, b in outages):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
 
 
 def _missing(s: dict[str, Any]) -> str:

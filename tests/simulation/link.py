@@ -7,8 +7,9 @@ import random
 from collections import Counter
 from enum import Enum
 
-from buffer.errors import StorageFault
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from buffer.errors import StorageFault
 from gateway.trust.keys import KeySigner
 from gateway.upload.carrier import Answer, CarrierError, Cause
 from gateway.wire import request as wire

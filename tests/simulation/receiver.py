@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 
-from buffer.errors import StorageFault
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from buffer.errors import StorageFault
 from gateway.receive.partial import Partials
 from gateway.receive.receiver import Receiver
 from gateway.receive.verify import Missing, Refused

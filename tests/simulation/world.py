@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway import settings as s
+from gateway.landing import LandingReader
 from gateway.trust.keys import KeyRing
 from gateway.upload.memory import Memory
 from gateway.upload.service import Rhythm, Uploader
 from gateway.upload.state import from_rows, to_rows
 from gateway.wire.receipt import Ends
 from gateway.wire.request import Lane
-from gateway.landing import LandingReader
 from tests.simulation import ledger
 from tests.simulation.link import SimCarrier, Weather
 from tests.simulation.receiver import RECEIPT, STATEMENT, SimReceiver

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from gateway.settings import Load
 
-SLOWDOWN_MAX: Final = 32.0  # a sick device is asked at least this much of what it was asked when well
+SLOWDOWN_MAX: Final = 8.0  # slow enough to let a device breathe, quick enough to be back within seconds
 SLOW_TIMES_USUAL: Final = 4.0  # an answer is slow when it takes this many times the usual...
 SLOW_ANSWER_MIN_NS: Final = 250 * 10**6  # ...and at least this long: below it nobody is hurt
 SLOWER_AFTER_SLOW: Final = 1.5
 SLOWER_AFTER_FAILURE: Final = 2.0
-FASTER_AFTER_GOOD: Final = 0.95  # about 14 good answers to halve a slowdown
+FASTER_AFTER_GOOD: Final = 0.9  # about 7 good answers to halve a slowdown
 USUAL_WEIGHT: Final = 1 / 64  # of one answer in the usual answer time
 DEBT_NS_MAX: Final = 3_600 * 10**9  # what a saved file can make a start wait: its clock may have been wrong
 

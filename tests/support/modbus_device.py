@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from gateway.collect.modbus.frame import Framing, crc16
@@ -29,10 +29,12 @@ class Device:
         self.silent: set[tuple[int, int]] = set()  # (function, address) that make the device say nothing
         self.silent_units: set[int] = set()
         self.registers: dict[tuple[int, int], int] = {}
+        self.lose = 0  # answers to keep back from now on
         self.exception = 0  # answer everything with this
         self.delay_s = 0.0
         self.hostile: Hostile | None = None  # (request ADU, writer): instead of an answer
         self.port = 0
+        self.writers: set[asyncio.StreamWriter] = set()
 
     def answer(self, pdu: bytes, unit: int) -> bytes | None:
         """Return the PDU of the answer, or None for silence."""
@@ -42,6 +44,9 @@ class Device:
         start, count = struct.unpack(">HH", pdu[1:5])
         self.requests.append((asyncio.get_running_loop().time(), unit, function, start, count))
         places = {(function, i) for i in range(start, start + count)}
+        if self.lose:
+            self.lose -= 1
+            return None
         if unit in self.silent_units or places & self.silent:
             return None
         if self.exception:
@@ -61,6 +66,7 @@ class Device:
         """One connection."""
         self.connections += 1
         self.open += 1
+        self.writers.add(writer)
         try:
             while data := await reader.read(4096):
                 self.received += data
@@ -69,6 +75,7 @@ class Device:
             pass
         finally:
             self.open -= 1
+            self.writers.discard(writer)
             writer.close()
 
     async def _reply(self, adu: bytes, writer: asyncio.StreamWriter) -> None:
@@ -99,6 +106,6 @@ async def running(device: Device, port: int = 0) -> AsyncIterator[str]:
         yield f"127.0.0.1:{device.port}"
     finally:
         server.close()
-        with suppress(AttributeError):
-            server.close_clients()  # 3.13
+        for writer in list(device.writers):
+            writer.transport.abort()
         await asyncio.sleep(0)

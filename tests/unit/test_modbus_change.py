@@ -167,7 +167,7 @@ def test_a_single_value_rests_ever_longer_and_comes_back() -> None:
 def test_a_silent_block_is_tolerated_once_asked_last_and_then_split() -> None:
     holes, two, other = Holes(Cuts()), block((5, 6), (6, 7)), block((9, 10))
     assert holes.silent(two, 0) is Verdict.BAD
-    assert holes.suspicious(two)
+    assert not holes.proven(two)
     assert holes.order([two, other], 0) == [1, 0]
     assert holes.silent(two, 0) is Verdict.SPLIT
     assert holes.again
@@ -177,17 +177,20 @@ def test_a_silent_block_is_tolerated_once_asked_last_and_then_split() -> None:
 
 
 def test_a_device_that_refuses_everything_teaches_nothing() -> None:
-    holes, whole = Holes(Cuts()), block((5, 6), (6, 7))
-    assert holes.refused(whole, 0) is Verdict.SPLIT
-    for half in (block((5, 6)), block((6, 7))):
+    holes, whole = Holes(Cuts()), block((5, 6), (6, 7), (7, 8), (8, 9))
+    for part in (whole, block((5, 6), (6, 7)), block((7, 8), (8, 9))):
+        assert holes.refused(part, 0) is Verdict.SPLIT
+    assert len(holes.cuts) == 3
+    for half in (block((5, 6)), block((6, 7)), block((7, 8)), block((8, 9))):
         assert holes.refused(half, 0) is Verdict.RESTS
-    assert holes.finish(good_blocks=0)
+    assert not holes.finish(good_blocks=0, refused_all=False)  # some were silent: the search goes on
+    assert holes.finish(good_blocks=0, refused_all=True)
     assert len(holes.cuts) == 0
     holes.rest_all([whole], 0)
     assert holes.order([whole], REST_NS[0] - 1) == []
     assert holes.refused(whole, REST_NS[0]) is Verdict.STILL_RESTS  # as it is: no search every minute
     assert holes.refused(whole, HOPELESS_NS) is Verdict.SPLIT
-    assert not holes.finish(good_blocks=1)
+    assert not holes.finish(good_blocks=1, refused_all=False)
     assert len(holes.cuts) == 1
 
 

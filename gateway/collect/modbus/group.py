@@ -138,6 +138,12 @@ class Poll:
         self.seen[index], self.quality[index], self.ts_ns[index] = True, quality, ts_ns
 
     @property
+    def refused_all(self) -> bool:
+        """Whether every block was asked for and the device itself refused it."""
+        silence = (BAD_TIMEOUT, BAD_COMMUNICATION_ERROR)
+        return bool(self.seen.all() and (self.quality != 0).all() and not np.isin(self.quality, silence).any())
+
+    @property
     def good(self) -> int:
         """Number of blocks that were read."""
         return int((self.seen & (self.quality == 0)).sum())

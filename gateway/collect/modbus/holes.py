@@ -48,32 +48,36 @@ class Holes:
         self._split_in_round = False
         self._rests: dict[Span, _Rest] = {}
         self._silent: dict[Span, int] = {}
+        self._read: set[Span] = set()  # blocks that were read the last time they were asked for
         self._hopeless: dict[Span, int] = {}  # not split before this time
 
     def order(self, blocks: Sequence[Block], now_ns: int) -> list[int]:
-        """Return places of the blocks to ask for: not those at rest; those that were silent last, so that others are read first."""
+        """Return places of the blocks to ask for: not those at rest; first those that were read before, last those that were silent."""
         self._split_in_round = False
         awake = [i for i, block in enumerate(blocks) if block.span not in self._rests or self._rests[block.span].until_ns <= now_ns]
-        return sorted(awake, key=lambda i: self._silent.get(blocks[i].span, 0))
+        return sorted(awake, key=lambda i: (self._silent.get(blocks[i].span, 0), blocks[i].span not in self._read))
 
-    def suspicious(self, block: Block) -> bool:
-        """Say whether this block was silent the last time."""
-        return block.span in self._silent
+    def proven(self, block: Block) -> bool:
+        """Say whether this block was read the last time: if it is silent now, the device is."""
+        return block.span in self._read
 
     def accepted(self, block: Block) -> bool:
         """Note that a block was read; return whether it had been resting."""
         self._silent.pop(block.span, None)
         self._hopeless.pop(block.span, None)
+        self._read.add(block.span)
         return self._rests.pop(block.span, None) is not None
 
     def refused(self, block: Block, now_ns: int) -> Verdict:
         """Note that a block was refused as one that is not there."""
+        self._read.discard(block.span)
         before = self.cuts.copy()
         if self._hopeless.get(block.span, now_ns) > now_ns:
             self._rests[block.span] = _Rest(now_ns + REST_NS[0])
             return Verdict.STILL_RESTS
         if self.cuts.split(block):
-            self._before = self._before or before
+            if self._before is None:  # an empty one is one too
+                self._before = before
             self._split_in_round = True
             self._silent.pop(block.span, None)
             return Verdict.SPLIT
@@ -82,6 +86,7 @@ class Holes:
     def silent(self, block: Block, now_ns: int) -> Verdict:
         """Note that a block was silent while others answered."""
         self._silent[block.span] = self._silent.get(block.span, 0) + 1
+        self._read.discard(block.span)
         return self.refused(block, now_ns) if self._silent[block.span] > SILENCE_TOLERATED else Verdict.BAD
 
     def wake(self, now_ns: int) -> None:
@@ -94,10 +99,16 @@ class Holes:
         """Whether a block was split in this round: plan anew and ask again at once."""
         return self._split_in_round
 
-    def finish(self, good_blocks: int) -> bool:
-        """End the search after a round without splits; return whether it was all for nothing (plan anew, then `rest_all`)."""
-        before, self._before = self._before, None
-        if before is None or good_blocks:
+    def finish(self, good_blocks: int, refused_all: bool) -> bool:
+        """End the search after a round without splits; return whether it was all for nothing (plan anew, then `rest_all`).
+
+        refused_all: every block of the round was asked for and refused by the device itself. Silence proves nothing.
+        """
+        before = self._before
+        if before is None or not (good_blocks or refused_all):
+            return False
+        self._before = None
+        if good_blocks:
             return False
         self.cuts = before
         return True

@@ -218,7 +218,7 @@ class ModbusSource:
         if self._life.frozen:
             got.quality[got.quality == GOOD] = UNCERTAIN
         outbox.put(group.finish(poll, got, 0 if self._clock.trusted else Flag.CLOCK_UNTRUSTED))
-        if self._holes.finish(poll.good):
+        if self._holes.finish(poll.good, poll.refused_all):
             self._replan()
             self._holes.rest_all(group.blocks, self._now())
         if self._settings.close_after_poll:
@@ -232,7 +232,7 @@ class ModbusSource:
         if order and (small := self._small(group.blocks[order[0]])) is not None:
             if (fault := _silence(await self._ask(small))) is not None:
                 return fault
-            answered = True
+            self._good, answered = small, True
         for index in order:
             block = group.blocks[index]
             asked = await self._ask(block.span)
@@ -247,7 +247,7 @@ class ModbusSource:
 
     def _small(self, block: Block) -> Span | None:
         """Return one value to ask for first, to tell a silent device from a silent block; each time another. None: no reason, or no such value."""
-        if self.state.state != "down" and not self._holes.suspicious(block):
+        if self._faults == 0 and (self._good is None or self._holes.proven(block)):
             return None
         values = [span for span in (self._good, *block.values) if span is not None and span != block.span]
         return values[self._faults % len(values)] if values else None

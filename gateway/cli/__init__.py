@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "run": ("processes", "Start the processes of one side together: run gateway, run site."),
     "status": ("ledger", "How the processes on this machine are doing."),
     "ledger": ("ledger", "What is missing, and why."),
+    "query": ("store", "One SELECT over the ring, with DuckDB, in a process that cannot write."),
     "ring": ("store", "Look into the ring: info."),
     "verify": ("store", "Confirm every frame of a landing, offline, with public keys alone."),
 }

@@ -1,4 +1,4 @@
-"""ebbgate ring info, verify: look into the stores."""
+"""ebbgate ring info, query, verify: look into the stores."""
 
 from __future__ import annotations
 
@@ -84,3 +84,42 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json:
     emit(data, as_json, lines)
     if proof.findings:
         raise SystemExit(EXIT_FINDING)
+
+
+@click.command("query")
+@click.argument("sql")
+@config_gateway
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--csv", "as_csv", is_flag=True)
+def query_command(sql: str, config: Path, as_json: bool, as_csv: bool) -> None:
+    """One SELECT over the ring, in a process that cannot write what it reads.
+
+    Views: readings, readings_good, last, gaps, tags, notices.
+
+    \b
+    Example:  ebbgate query "SELECT tag, ts, value FROM last ORDER BY tag LIMIT 10"
+    """
+    import csv
+    import sys
+
+    from buffer.query import QueryRefused, QueryUnsafe, run_query
+    from gateway.cli import printable
+    from gateway.config import load_gateway
+    from gateway.errors import ConfigError, EbbgateError
+
+    settings = load_gateway(config, pinned=False)
+    try:
+        result = run_query(settings.ring.path / settings.stream, sql)
+    except QueryRefused as error:
+        raise ConfigError(str(error)) from None
+    except QueryUnsafe as error:
+        raise EbbgateError(str(error)) from None
+    if as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(result.columns)
+        writer.writerows(result.rows)
+        return
+    lines = ["\t".join(result.columns)]
+    lines += ["\t".join("" if value is None else printable(str(value)) for value in row) for row in result.rows]
+    lines += ["... more rows; add a LIMIT or a WHERE"] if result.truncated else []
+    emit({"columns": result.columns, "rows": result.rows, "truncated": result.truncated}, as_json, lines)

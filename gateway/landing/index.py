@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from buffer.cose import decode_cbor, encode_cbor
-from buffer.errors import CorruptError
+from buffer.errors import CorruptError, MisuseError
 from buffer.intervals import Intervals
 from buffer.manifest import FrameKind, LossReason, StateRecord, decode_state, encode_state
 from gateway.wire.receipt import Ends
@@ -327,7 +327,7 @@ def _decode(f: Any) -> Entry:  # noqa: ANN401
                 return _record(rest)
             case [3, int(generation), [int(first), int(last)], str(file), int(received_ns)]:
                 return Conflict(generation, first, last, file, received_ns)
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, MisuseError) as error:
         message = f"index entry of another format: {error}"
         raise CorruptError(message) from error
     raise CorruptError("index entry of another format")

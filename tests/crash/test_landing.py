@@ -239,7 +239,7 @@ def test_every_flipped_byte_of_the_index_is_named_or_harmless_and_healed() -> No
     known = receipted[-1][1].landing
     name = max(p for p in disk.files if p.startswith("index/"))
     size = len(disk.files[name].cache)
-    for at in range(0, size, 3):
+    for at in range(0, size, 11):
         after = disk.after_kill()
         file = after.files[name]
         file.pending = []
@@ -268,7 +268,7 @@ def test_every_cut_of_the_index_is_a_torn_tail_or_asked_for_again() -> None:
     receipted = play(disk)
     known = receipted[-1][1].landing
     name = max(p for p in disk.files if p.startswith("index/"))
-    for size in range(0, len(disk.files[name].cache), 5):
+    for size in range(0, len(disk.files[name].cache), 13):
         after = disk.after_kill()
         file = after.files[name]
         file.cache, file.pending = file.cache[:size], []

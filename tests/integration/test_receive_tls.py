@@ -545,3 +545,19 @@ async def test_a_second_receiver_on_the_same_landing_does_not_start(plant: Plant
             subprocess.run, [sys.executable, "-c", code, str(plant.root / "landing")], capture_output=True, text=True, timeout=30
         )
         assert "another process writes here" in run.stderr
+
+
+async def test_a_list_of_revocations_counts_while_running_and_a_broken_one_leaves_the_last(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cryptography import x509
+
+    monkeypatch.setattr("gateway.receive.service.REVOCATIONS_SECONDS", 1)
+    serial = x509.load_pem_x509_certificate((plant.pki / "hall1.crt").read_bytes()).serial_number
+    async with serving(plant):
+        assert (await plant.put(wire.STATUS_PATH, b"{}"))[0] == wire.NO_CONTENT
+        plant.revoked.write_text(revocations.certificate_line(serial))
+        await asyncio.sleep(1.5)
+        assert (await plant.put(wire.STATUS_PATH, b"{}"))[0] == wire.FORBIDDEN
+        plant.revoked.write_text("not a list")
+        await asyncio.sleep(1.5)
+        assert (await plant.put(wire.STATUS_PATH, b"{}"))[0] == wire.FORBIDDEN
+        assert "line 1" in plant.status()["alarms"][0]

@@ -34,6 +34,7 @@ def console(tmp_path_factory):
     try:
         url = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", (state / "err").read_text()), 60)[0]
         wait_for(lambda: b'"outages": [[' in fetch(f"{url}/api/facts"), 180)
+        wait_for(lambda: all(x in fetch(url) for x in (b"process/tank1", b"press/press1", b"utilities/meter8")), 60)
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
@@ -60,11 +61,11 @@ def browse(url: str, tmp_path: Path, name: str) -> str:
     """Take a picture, return the document as the browser understood it."""
     picture = tmp_path / f"{name}.png"
     flags = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900", "--virtual-time-budget=2000"]
-    subprocess.run([*chromium(), *flags, f"--screenshot={picture}", url], check=True, capture_output=True, timeout=90)
+    subprocess.run([*chromium(), *flags, f"--screenshot={picture}", url], check=True, capture_output=True, timeout=180)
     assert picture.stat().st_size > 20_000
     if os.environ.get("EBBGATE_SCREENSHOTS"):
         shutil.copy(picture, Path(os.environ["EBBGATE_SCREENSHOTS"]) / f"{name}.png")
-    dumped = subprocess.run([*chromium(), *flags, "--dump-dom", url], check=True, capture_output=True, timeout=90)
+    dumped = subprocess.run([*chromium(), *flags, "--dump-dom", url], check=True, capture_output=True, timeout=180)
     return dumped.stdout.decode()
 
 

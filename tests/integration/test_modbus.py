@@ -19,7 +19,7 @@ from gateway.collect.clock import GatewayClock
 from gateway.collect.modbus import outbox, probe
 from gateway.collect.modbus import source as source_module
 from gateway.collect.modbus.group import BAD_CONFIGURATION_ERROR, BAD_TIMEOUT
-from gateway.collect.modbus.hub import Hubs, check_shared
+from gateway.collect.modbus.hub import Hubs
 from gateway.collect.modbus.source import ModbusSource
 from gateway.collect.source import Batch, Known, Reading
 from gateway.errors import ConfigError, PlantError
@@ -405,7 +405,6 @@ async def test_two_units_share_one_connection_and_a_dead_one_does_not_stop_the_o
     async with running(device) as address:
         one = settings(address, tag(16, "hr:1"))
         two = replace(one, name="n", unit=9, tags=(tag(17, "hr:1"),))
-        check_shared((one, two))
         async with polling(build(one, tmp_path, hubs=hubs), good), polling(build(two, tmp_path, hubs=hubs), bad):
             await until(lambda: bad.rows(17))
             before = len([r for r in device.requests if r[1] == 1])
@@ -414,7 +413,7 @@ async def test_two_units_share_one_connection_and_a_dead_one_does_not_stop_the_o
     assert good.events(NoticeKind.SOURCE_DOWN) == []
     assert bad.rows(17)[0][2] == BAD_NO_COMMUNICATION
     with pytest.raises(ConfigError, match="share"):
-        check_shared((one, replace(two, kind="modbus-rtu-tcp")))
+        hubs.of(replace(two, kind="modbus-rtu-tcp"))
 
 
 async def test_a_gateway_that_answers_for_a_silent_unit_keeps_its_connection(tmp_path: Path) -> None:
@@ -565,7 +564,6 @@ async def test_libmodbus_is_read_killed_restarted_and_never_written(tmp_path: Pa
 
 @pytest.mark.peers
 async def test_rtu_over_a_serial_line_with_libmodbus(tmp_path: Path) -> None:
-    pytest.importorskip("serial", reason="PEER ABSENT: pyserial")
     sink = RecordingSink()
     with pty_pair(tmp_path) as (ours, theirs):
         server = Server("rtu", theirs)

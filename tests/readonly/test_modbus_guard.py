@@ -218,7 +218,6 @@ class Pty:
 
 @pytest.fixture
 def pty() -> Iterator[Pty]:
-    pytest.importorskip("serial", reason="pyserial is not installed: the serial guard is NOT tested")
     one = Pty()
     yield one
     one.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -12,20 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.support.peers import absent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOURCE = Path(__file__).with_name("libmodbus_server.c")
-
-
-def missing(what: str) -> None:
-    """Skip loudly; fail where peers are required."""
-    message = f"PEER ABSENT: {what}. apt-get install libmodbus-dev gcc pkg-config socat"
-    if os.environ.get("EBBGATE_REQUIRE_PEERS") == "1":
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 @cache
@@ -53,7 +44,7 @@ class Server:
     def __init__(self, kind: str, where: str) -> None:
         program = _built()
         if program is None:
-            missing("libmodbus server")
+            absent("libmodbus server")
         self._process = subprocess.Popen([str(program), kind, where], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
@@ -70,7 +61,7 @@ class Server:
 def pty_pair(folder: Path) -> Iterator[tuple[str, str]]:
     """Give two serial devices that are one line (socat)."""
     if shutil.which("socat") is None:
-        missing("socat")
+        absent("socat")
     ends = [folder / "line-a", folder / "line-b"]
     process = subprocess.Popen(["socat", "-d", "-d", *(f"pty,rawer,link={end}" for end in ends)], stderr=subprocess.PIPE, text=True)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.collect.modbus.client import connect
 from gateway.collect.modbus.frame import Framing
@@ -116,24 +116,21 @@ class Hub:
             self.close()
 
 
+_SHARED: Final = ("kind", "identify", "baud", "parity", "stop_bits")  # what sources on one connection must agree about
+
+
 class Hubs:
-    """All connections of this process, by address."""
+    """All connections of this process, by address and interface (twin machines share addresses)."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._hubs: dict[tuple[str, str], Hub] = {}
+        self._hubs: dict[tuple[str, str], tuple[Hub, ModbusSource]] = {}
 
     def of(self, settings: ModbusSource) -> Hub:
-        """Return the hub of an address (through one interface: twin machines share addresses)."""
-        return self._hubs.setdefault((settings.address, settings.interface), Hub(self._runtime))
-
-
-def check_shared(sources: tuple[ModbusSource, ...]) -> None:
-    """Raise ConfigError where sources that share an address disagree about how to talk to it."""
-    first: dict[tuple[str, str], ModbusSource] = {}
-    for one in sources:
-        other = first.setdefault((one.address, one.interface), one)
-        for name in ("kind", "identify", "baud", "parity", "stop_bits"):
-            if getattr(one, name) != getattr(other, name):
-                message = f"source.{one.name} and source.{other.name} share {one.address} but differ in {name}"
+        """Return the hub of a source's address; raise ConfigError where it disagrees with another source about how to talk to it."""
+        hub, first = self._hubs.setdefault((settings.address, settings.interface), (Hub(self._runtime), settings))
+        for name in _SHARED:
+            if getattr(settings, name) != getattr(first, name):
+                message = f"source.{settings.name} and source.{first.name} share {settings.address} but differ in {name}"
                 raise ConfigError(message, "They are one connection: give both the same.")
+        return hub

@@ -66,19 +66,20 @@ class Follower:
     def __init__(self, root: Path, stream: str) -> None:
         self.facts = StreamFacts(stream)
         self._reader = LandingReader(PosixReadStorage(root / stream))
-        self._next = -1
+        self._next = dict.fromkeys(Lane, -1)
         self._tables: dict[bytes, TagTable] = {}
 
     def follow(self) -> None:
         """Take what is new; a record that does not read is shown as such."""
         try:
             self._reader.refresh()
-            top = self._reader.state.live_end
-            if self._next < 0 or self._next > top:
-                self._next = max(0, top - CATCH_UP_RECORDS)
-            for record in self._reader.records(Lane.LIVE, self._next, CATCH_UP_RECORDS):
-                self._take(record)
-                self._next = record.number + 1
+            for lane in Lane:
+                top = self._reader.state.ends.of(lane)
+                if not 0 <= self._next[lane] <= top:
+                    self._next[lane] = max(0, top - CATCH_UP_RECORDS)
+                for record in self._reader.records(lane, self._next[lane], CATCH_UP_RECORDS):
+                    self._take(record)
+                    self._next[lane] = record.number + 1
             self.facts.generations = len(self._reader.state.seqs)
             self.facts.error = ""
         except CorruptError as error:
@@ -88,7 +89,9 @@ class Follower:
         late = record.received_ns - record.state.wall_ns
         if late > OUTAGE_NS and record.kind == FrameKind.BLOCK:
             self.facts.outages.append((record.state.wall_ns, record.received_ns))
-        self.facts.record = record
+        newest = self.facts.record
+        if newest is None or record.received_ns >= newest.received_ns:
+            self.facts.record = record
         if record.kind == FrameKind.BLOCK and record.count and record.file:
             self._newest(decode(self._reader.frame(record).payload, record.count), self._table(record.tag_table))
 
@@ -104,6 +107,9 @@ class Follower:
         last_rows = {int(number): row for row, number in enumerate(columns.tag)}
         for number, row in last_rows.items():
             tag, path = describe(number, table)
+            shown = self.facts.newest.get(tag)
+            if shown is not None and shown.ts_ns > int(columns.ts_ns[row]):
+                continue  # backfill brings what is older
             known = table.tag(number)
             self.facts.newest[tag] = Newest(
                 tag, path, known.unit if known else "", int(columns.ts_ns[row]), _text(columns, row, dict(known.states) if known else {}),

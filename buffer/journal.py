@@ -1,4 +1,4 @@
-"""A journal: a file of frames, made durable one commit at a time. Used by the ring and by the landing.
+"""A journal: a file of frames, made durable one commit at a time.
 
 Specification. Page 0 (4 KiB) is the journal's own header; frames (buffer.frame) follow, each on a 4 KiB boundary, in order:
 
@@ -6,10 +6,15 @@ Specification. Page 0 (4 KiB) is the journal's own header; frames (buffer.frame)
     48  length of the stream id u16   50  stream id, 64 bytes, zero-padded   114  zero   4092  CRC-32 of bytes 0..4091
 
 Frames carry the journal's salt in their header. A journal is made of zeros once and recycled without zeroing: a new salt tells
-old frames, and frame-like bytes inside values, from this journal's own.
+old frames, and frame-like bytes inside values, from this journal's own. Where page 0 itself rotted, the salt is that of the first
+frame whose signed manifest fits the file's name.
+
+Order of writing. The last block of a commit is written after all blocks before it were synced. So a block that verifies proves
+that everything before it was durable once.
 
 Reading. A frame that does not verify is the torn tail, and the end, only if no later 4 KiB boundary holds a header with this salt
-and a higher number; else it is a hole: acknowledged readings that the disk lost, to be named, and the scan goes on behind it.
+and a higher number; else it is a hole: acknowledged readings that the disk lost, to be named, and the scan goes on behind it. A tail
+of blocks with `more` belongs to a commit that never ended.
 """
 
 from __future__ import annotations
@@ -20,20 +25,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from buffer import limits
-from buffer.errors import CorruptError, invariant
+from buffer.errors import CorruptError, StorageFault, invariant
 from buffer.frame import HEADER_BYTES, Frame, Header, encode_header, parse_body, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from buffer.storage import Storage
+    from buffer.storage import ReadStorage, Storage
+
+    Read = Callable[[int, int], bytes | None]  # offset, size -> bytes; None: the file is gone
 
 PAGE: Final = limits.PAGE_BYTES
 _MAGIC: Final = b"EBBJ"
 _HEAD: Final = struct.Struct("<4sIQQQQQH64s")
 READ_CHUNK_BYTES: Final = 1024 * 1024
-
-
 
 @dataclass(frozen=True, slots=True)
 class JournalHeader:
@@ -85,15 +90,22 @@ class JournalWriter:
 
     @classmethod
     def create(cls, storage: Storage, path: str, header: JournalHeader, size_bytes: int, recycled: str | None = None) -> JournalWriter:
-        """Make a journal (of zeros, or from a recycled file of the same size); header and name are durable on return."""
+        """Make a journal (of zeros, or from a recycled file of the same size); header and name are durable on return.
+
+        Raise StorageFault: a file may be left under `path` or `recycled`, holding nothing, never to be written again.
+        """
         if recycled is None:
             handle = storage.create(path, size_bytes)
         else:
             storage.rename(recycled, path)
             handle = storage.open(path)
-        storage.pwrite(handle, 0, encode_journal_header(header))
-        storage.fdatasync(handle)
-        storage.fsync_dir(path.rpartition("/")[0])
+        try:
+            storage.pwrite(handle, 0, encode_journal_header(header))
+            storage.fdatasync(handle)
+            storage.fsync_dir(path.rpartition("/")[0])
+        except StorageFault:
+            storage.close(handle)
+            raise
         return cls(storage, path, handle, header, size_bytes)
 
     def room(self) -> int:
@@ -145,7 +157,45 @@ class Hole:
     reason: str
 
 
-def read_frame(read: Callable[[int, int], bytes | None], offset: int, salt: int) -> Frame:
+def read_past_cache(storage: ReadStorage, path: str) -> bytes:
+    """Return a whole file as the device holds it; pages the device refuses to give are zeros. Empty if it is not there."""
+    size = storage.size(path) or 0
+    try:
+        return storage.read_direct(path, 0, size) or b""
+    except StorageFault:
+        return b"".join(_page(storage, path, at, min(PAGE, size - at)) for at in range(0, size, PAGE))
+
+
+def _page(storage: ReadStorage, path: str, offset: int, size: int) -> bytes:
+    try:
+        return (storage.read_direct(path, offset, size) or b"").ljust(size, b"\0")
+    except StorageFault:
+        return bytes(size)
+
+
+def find_salt(read: Read, size_bytes: int, generation: int, first_seq: int, serial: int) -> int | None:
+    """Return the salt of a journal with this name, None if nothing was ever committed in it (or it is gone)."""
+    page = read(0, PAGE) or b""
+    try:
+        header = parse_journal_header(page)
+    except CorruptError:
+        return _salt_of_frames(read, size_bytes, generation, first_seq) if any(page) else None
+    return header.salt if (header.generation, header.serial) == (generation, serial) else None  # else renamed, not yet begun
+
+
+def _salt_of_frames(read: Read, size_bytes: int, generation: int, first_seq: int) -> int | None:
+    for offset in range(PAGE, size_bytes, PAGE):
+        try:
+            salt = parse_header(read(offset, HEADER_BYTES) or b"").salt
+            manifest = read_frame(read, offset, salt).manifest
+        except CorruptError:
+            continue
+        if manifest.generation == generation and manifest.first_seq >= first_seq:
+            return salt
+    return None
+
+
+def read_frame(read: Read, offset: int, salt: int) -> Frame:
     """Return the frame at offset; raise CorruptError (with offset) if it is not there, torn, or of an earlier use of the file."""
     try:
         head = read(offset, HEADER_BYTES) or b""
@@ -160,7 +210,12 @@ def read_frame(read: Callable[[int, int], bytes | None], offset: int, salt: int)
         raise error.at("journal", offset) from None
 
 
-def scan(read: Callable[[int, int], bytes | None], salt: int, size_bytes: int, *, start: int = PAGE) -> Iterator[Found | Hole]:
+def frame_pages(frame: Frame) -> int:
+    """Return how many bytes of a journal a frame takes."""
+    return padded(HEADER_BYTES + len(frame.cose) + len(frame.payload))
+
+
+def scan(read: Read, salt: int, size_bytes: int, *, start: int = PAGE) -> Iterator[Found | Hole]:
     """Yield frames and holes in order, up to the torn tail. Reads one frame at a time; memory is bounded by one block."""
     offset, number = start, -1
     while offset + HEADER_BYTES <= size_bytes:
@@ -169,7 +224,7 @@ def scan(read: Callable[[int, int], bytes | None], salt: int, size_bytes: int, *
             if frame.manifest.first_block <= number:
                 raise CorruptError("frame number does not rise", source="journal", offset=offset)
         except CorruptError as error:
-            resume = _look_ahead(read, offset + PAGE, salt, number, size_bytes)
+            resume = look_ahead(read, offset + PAGE, salt, number, size_bytes)
             if resume is None:
                 return
             yield Hole(offset, resume, error.message)
@@ -177,10 +232,10 @@ def scan(read: Callable[[int, int], bytes | None], salt: int, size_bytes: int, *
             continue
         yield Found(offset, frame)
         number = frame.manifest.first_block
-        offset += padded(HEADER_BYTES + len(frame.cose) + len(frame.payload))
+        offset += frame_pages(frame)
 
 
-def _look_ahead(read: Callable[[int, int], bytes | None], start: int, salt: int, number: int, size_bytes: int) -> int | None:
+def look_ahead(read: Read, start: int, salt: int, number: int, size_bytes: int) -> int | None:
     """Return the next 4 KiB boundary with a header of this salt and a higher number, None if there is none."""
     for at in range(start, size_bytes, READ_CHUNK_BYTES):
         chunk = read(at, min(READ_CHUNK_BYTES, size_bytes - at)) or b""

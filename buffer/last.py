@@ -1,168 +1,293 @@
 """What a start must know without reading the ring: per tag the newest live reading, per source its position, the open gaps.
 
-Published at each seal as `last/<generation>-<seq>` (everything committed before that seq is in it); a start takes the newest
-good one and replays the blocks after it. Specification: 32 bytes SHA-256 of the rest, then deterministic CBOR
+`LastState.apply` takes one committed block; the live ring and a start use the same function, so both come to the same state.
+Published at each seal as `last/<generation>-<seq>`; a start takes the newest good one and applies the blocks after it.
 
-    [1, generation, seq, next block, {source: position}, {tag: reading}, [[gap id, source, from ns, progress, {tag: reading},
-    {tag: first live ts}]...]]   with reading = [ts ns, ts source ns | null, kind, 64 bits or text, quality, flags]
+Specification. 32 bytes SHA-256 of the rest, then deterministic CBOR:
 
-Markers (buffer.types.Flag.MARKER) do not replace a reading; they set MARKER in its flags, until a live reading comes.
+    [1, generation, seq, next block, {source: position}, rows, {tag: text}, gaps, {tag table SHA-256: [generation, end seq]},
+     {generation: end seq}]
+    gaps = [[gap id, source, from ns, progress, rows, {tag: text}, {tag: ts ns of the first live reading after it}]...]
+
+seq and next block: everything committed before them is in it. A tag table stands with the last place that names it;
+a generation with where it ended (at most GENERATIONS_MAX, the newest).
+rows: 36 bytes each, little-endian, in order of tag number:
+
+    0  tag u32   4  ts i64   12  ts source i64   20  value u64 (bits; 0 for TEXT and BYTES)   28  quality u32   32  flags u16
+    34  kind u8   35  zero
+
+A marker (buffer.types.Flag.MARKER) does not replace a reading; it sets MARKER in its flags until a live reading comes.
+History (blocks with `fill`) never touches a newest reading.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from buffer import limits
 from buffer.cose import decode_cbor, encode_cbor
 from buffer.errors import CorruptError
-from buffer.types import Columns, Flag, Kind
+from buffer.types import Flag, Kind
 
-LAST_BYTES_MAX: Final = 512 * 1024 * 1024  # a million tags; a damaged length reads no more
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from buffer.manifest import Manifest, OpenGap
+    from buffer.tagtable import TagTable
+    from buffer.types import Columns
+
+LAST_BYTES_MAX: Final = 512 * 1024 * 1024  # a million tags and a few gaps; a damaged length reads no more
+GENERATIONS_MAX: Final = 4_096  # a crash loop of an hour, each start with readings
+_VERSION: Final = 1
+_ROW: Final = np.dtype(
+    [("tag", "<u4"), ("ts", "<i8"), ("source", "<i8"), ("value", "<u8"), ("quality", "<u4"), ("flags", "<u2"), ("kind", "u1"), ("zero", "u1")]
+)
+_NOT_YET: Final = np.iinfo(np.int64).min
+_NO_SOURCE: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Reading:
     """The newest live reading of a tag. value: the 64 bits, or the text for TEXT and BYTES."""
 
     ts_ns: int
-    ts_source_ns: int | None
+    ts_source_ns: int
     kind: int
     value: int | str
     quality: int
     flags: int
 
 
-@dataclass(slots=True)
-class GapState:
+class Readings(Mapping[int, Reading]):
+    """Tag number -> newest reading, as of one moment. A copy: it does not change any more."""
+
+    def __init__(self, rows: NDArray[Any], texts: Mapping[int, str]) -> None:
+        self.rows = rows
+        self.texts = texts
+        self._place = {int(tag): i for i, tag in enumerate(rows["tag"])}
+
+    def __getitem__(self, tag: int) -> Reading:
+        row = self.rows[self._place[tag]]
+        kind = int(row["kind"])
+        value: int | str = self.texts[tag] if kind in (Kind.TEXT, Kind.BYTES) else int(row["value"])
+        return Reading(int(row["ts"]), int(row["source"]), kind, value, int(row["quality"]), int(row["flags"]))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
     """An open gap: what history must be asked for, and how far the fill has come."""
 
     id: int
+    from_ns: int
+    progress: bytes
+    last: Mapping[int, Reading]  # tag number -> newest live reading before the gap
+    first_live_ns: Mapping[int, int]  # tag number -> ts of the first live reading after it
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ring knows of one source: committed, nothing else."""
+
+    position: bytes | None
+    last: Mapping[int, Reading]
+    gaps: tuple[Gap, ...]
+
+
+@dataclass(slots=True)
+class _GapState:
+    id: int
     source: int
     from_ns: int
+    last: Readings
+    first_live: NDArray[np.int64]  # by tag number; grows with the table
     progress: bytes = b""
-    last: dict[int, Stored] = field(default_factory=dict)
-    first_live_ns: dict[int, int] = field(default_factory=dict)
+
+    def firsts(self) -> dict[int, int]:
+        return {int(tag): int(self.first_live[tag]) for tag in np.flatnonzero(self.first_live != _NOT_YET)}
 
 
+def _grown(data: NDArray[Any], size: int, value: Any) -> NDArray[Any]:  # noqa: ANN401 -- of the array's type
+    if size <= len(data):
+        return data
+    new = np.full(max(size, 2 * len(data)), value, data.dtype)
+    new[: len(data)] = data
+    return new
+
+
+@dataclass(slots=True)
 class LastState:
-    """Dense columns by tag number, so that a commit of a thousand readings costs microseconds."""
+    """Rows by tag number, so that a commit of a thousand readings costs microseconds.
 
-    def __init__(self) -> None:
-        self.positions: dict[int, bytes] = {}
-        self.gaps: dict[int, GapState] = {}
-        self._texts: dict[int, str] = {}
-        self._ts = np.zeros(0, np.int64)
-        self._source = np.zeros(0, np.int64)
-        self._kind = np.zeros(0, np.uint8)
-        self._value = np.zeros(0, np.uint64)
-        self._quality = np.zeros(0, np.uint32)
-        self._flags = np.zeros(0, np.uint16)
-        self._present = np.zeros(0, np.bool_)
+    `known` may be called while another thread is in `apply`; everything else has one caller at a time.
+    """
 
-    def _grow(self, size: int) -> None:
-        if size <= len(self._ts):
-            return
-        for name in ("_ts", "_source", "_kind", "_value", "_quality", "_flags", "_present"):
-            old = getattr(self, name)
-            new = np.zeros(max(size, 2 * len(old), 64), old.dtype)
-            new[: len(old)] = old
-            setattr(self, name, new)
+    positions: dict[int, bytes] = field(default_factory=dict)
+    gaps: dict[int, _GapState] = field(default_factory=dict)
+    tables: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
+    _texts: dict[int, str] = field(default_factory=dict)
+    _rows: NDArray[Any] = field(default_factory=lambda: np.zeros(0, _ROW))
+    _present: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    _source_of: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, columns: Columns) -> None:
-        """Note live readings, in order."""
-        if not len(columns):
-            return
-        self._grow(int(columns.tag.max()) + 1)
+    def use_table(self, table: TagTable) -> None:
+        """Learn which tag belongs to which source; later blocks name this table."""
+        numbers = {name: i for i, name in enumerate(table.sources)}
+        self.use_sources({tag.number: numbers.get(tag.source, _NO_SOURCE) for tag in table.tags})
+
+    def use_sources(self, source_of: Mapping[int, int]) -> None:
+        """Learn the number of the source of each tag number."""
+        by_tag = np.full(max(source_of, default=-1) + 1, _NO_SOURCE, np.int32)
+        by_tag[list(source_of)] = list(source_of.values())
+        with self._lock:
+            self._source_of = by_tag
+
+    def apply(self, manifest: Manifest, columns: Columns | None) -> None:
+        """Take one committed block, in order. columns: its readings, None if it has none."""
+        with self._lock:
+            self.positions.update(manifest.positions)
+            self.tables[manifest.tag_table_sha256] = (manifest.generation, manifest.end_seq)
+            if manifest.end_seq:
+                self.ends[manifest.generation] = manifest.end_seq
+            if manifest.state is not None:
+                self._gaps(manifest.state.open_gaps)
+            self._readings(columns, manifest.fill)
+
+    def take(self, columns: Columns | None, open_gaps: tuple[OpenGap, ...], fill: tuple[int, bytes] | None = None) -> None:
+        """Take readings alone, as `apply` does: the gaps open with them, and the gap they are the history of."""
+        with self._lock:
+            self._gaps(open_gaps)
+            self._readings(columns, fill)
+
+    def _readings(self, columns: Columns | None, fill: tuple[int, bytes] | None) -> None:
+        if fill is None:
+            if columns is not None and len(columns):
+                self._live(columns)
+        elif fill[0] in self.gaps:
+            self.gaps[fill[0]].progress = fill[1]
+
+    def _gaps(self, now_open: tuple[OpenGap, ...]) -> None:
+        for gap in now_open:
+            if gap.id not in self.gaps:
+                first_live = np.full(len(self._source_of), _NOT_YET, np.int64)
+                self.gaps[gap.id] = _GapState(gap.id, gap.source, gap.from_ns, self._of_source(gap.source), first_live)
+        for identity in self.gaps.keys() - {gap.id for gap in now_open}:
+            del self.gaps[identity]
+
+    def _live(self, columns: Columns) -> None:
         marker = (columns.flags & np.uint16(Flag.MARKER)) != 0
-        real = (columns.tag >= limits.TAG_NUMBER_FIRST) & ~marker
+        tag_state = columns.tag >= limits.TAG_NUMBER_FIRST
+        real = np.flatnonzero(tag_state & ~marker)
+        size = int(columns.tag.max()) + 1
+        self._rows, self._present = _grown(self._rows, size, 0), _grown(self._present, size, False)
         tag = columns.tag[real]
-        self._ts[tag] = columns.ts_ns[real]
-        self._source[tag] = (columns.ts_ns if columns.ts_source_ns is None else columns.ts_source_ns)[real]
-        self._kind[tag] = columns.kind[real]
-        self._value[tag] = columns.values[real]
-        self._quality[tag] = columns.quality[real]
-        self._flags[tag] = columns.flags[real]
-        self._present[tag] = True
-        for row in np.flatnonzero(real & ((columns.kind == Kind.TEXT) | (columns.kind == Kind.BYTES))):
+        rows = self._rows
+        rows["tag"][tag] = tag
+        rows["ts"][tag] = columns.ts_ns[real]
+        rows["source"][tag] = (columns.ts_ns if columns.ts_source_ns is None else columns.ts_source_ns)[real]
+        rows["quality"][tag] = columns.quality[real]
+        rows["flags"][tag] = columns.flags[real]
+        rows["kind"][tag] = columns.kind[real]
+        is_text = (columns.kind[real] == Kind.TEXT) | (columns.kind[real] == Kind.BYTES)
+        rows["value"][tag] = np.where(is_text, np.uint64(0), columns.values[real])
+        for row in real[is_text]:
             self._texts[int(columns.tag[row])] = columns.texts[int(columns.values[row])]
-        self._flags[columns.tag[marker]] |= np.uint16(Flag.MARKER)
+        newest = np.full(size, -1, np.int64)
+        newest[tag] = real
+        for row in np.flatnonzero(tag_state & marker):
+            if newest[columns.tag[row]] < row:
+                rows["flags"][columns.tag[row]] |= np.uint16(Flag.MARKER)
+        self._present[tag] = True
+        self._first_live(columns, real)
+
+    def _first_live(self, columns: Columns, real: NDArray[np.int64]) -> None:
+        tag, ts = columns.tag[real], columns.ts_ns[real]
         for gap in self.gaps.values():
-            self._first_live(gap, columns, real)
+            gap.first_live = _grown(gap.first_live, len(self._source_of), _NOT_YET)
+            known = tag < min(len(self._source_of), len(gap.first_live))
+            mine = np.flatnonzero(known)[(self._source_of[tag[known]] == gap.source) & (gap.first_live[tag[known]] == _NOT_YET)]
+            gap.first_live[tag[mine[::-1]]] = ts[mine[::-1]]  # the earliest is written last
 
-    def _first_live(self, gap: GapState, columns: Columns, real: Any) -> None:  # noqa: ANN401 -- a boolean array
-        for row in np.flatnonzero(real):
-            number = int(columns.tag[row])
-            if number in gap.last and number not in gap.first_live_ns:
-                gap.first_live_ns[number] = int(columns.ts_ns[row])
+    def _of_source(self, source: int) -> Readings:
+        size = min(len(self._source_of), len(self._present))
+        tags = np.flatnonzero((self._source_of[:size] == source) & self._present[:size])
+        return self._copy(tags)
 
-    def tag(self, number: int) -> Stored | None:
-        """Return the newest live reading of a tag, or None."""
-        if number >= len(self._present) or not self._present[number]:
-            return None
-        kind = int(self._kind[number])
-        value: int | str = self._texts[number] if kind in (Kind.TEXT, Kind.BYTES) else int(self._value[number])
-        ts, source = int(self._ts[number]), int(self._source[number])
-        return Stored(ts, None if source == ts else source, kind, value, int(self._quality[number]), int(self._flags[number]))
+    def _copy(self, tags: NDArray[np.int64]) -> Readings:
+        rows = self._rows[tags]
+        of_text = (rows["kind"] == Kind.TEXT) | (rows["kind"] == Kind.BYTES)
+        return Readings(rows, {int(tag): self._texts[int(tag)] for tag in rows["tag"][of_text]})
 
-    def put(self, number: int, reading: Stored) -> None:
-        """Set the newest reading of a tag (reading a `last` file)."""
-        self._grow(number + 1)
-        self._ts[number] = reading.ts_ns
-        self._source[number] = reading.ts_ns if reading.ts_source_ns is None else reading.ts_source_ns
-        self._kind[number] = reading.kind
-        if isinstance(reading.value, str):
-            self._texts[number] = reading.value
-        else:
-            self._value[number] = reading.value
-        self._quality[number] = reading.quality
-        self._flags[number] = reading.flags
-        self._present[number] = True
+    def known(self, source: int) -> Known:
+        """Return the committed state of one source."""
+        with self._lock:
+            mine = sorted((g for g in self.gaps.values() if g.source == source), key=lambda g: g.id)
+            gaps = tuple(Gap(g.id, g.from_ns, g.progress, g.last, g.firsts()) for g in mine)
+            return Known(self.positions.get(source), self._of_source(source), gaps)
 
-    def tags(self) -> dict[int, Stored]:
+    def tags(self) -> Readings:
         """Return the newest reading of every tag that has one."""
-        return {int(n): stored for n in np.flatnonzero(self._present) if (stored := self.tag(int(n))) is not None}
+        return self._copy(np.flatnonzero(self._present))
 
-    def open_gap(self, identity: int, source: int, from_ns: int, tags: tuple[int, ...]) -> None:
-        """Remember a gap of a source, with the newest reading of each of its tags."""
-        last = {n: stored for n in tags if (stored := self.tag(n)) is not None}
-        self.gaps[identity] = GapState(identity, source, from_ns, last=last)
+    def tag(self, number: int) -> Reading | None:
+        """Return the newest live reading of a tag, or None."""
+        present = number < len(self._present) and self._present[number]
+        return self._copy(np.array([number]))[number] if present else None
 
 
-def _row(r: Stored) -> list[Any]:
-    return [r.ts_ns, r.ts_source_ns, r.kind, r.value, r.quality, r.flags]
+# ---- the file ----
 
 
 def encode_last(state: LastState, generation: int, seq: int, block: int) -> bytes:
     """Return the file."""
+    every = state.tags()
     gaps = [
-        [g.id, g.source, g.from_ns, g.progress, {n: _row(r) for n, r in g.last.items()}, g.first_live_ns]
+        [g.id, g.source, g.from_ns, g.progress, g.last.rows.tobytes(), dict(g.last.texts), g.firsts()]
         for g in sorted(state.gaps.values(), key=lambda g: g.id)
     ]
-    body = encode_cbor([1, generation, seq, block, state.positions, {n: _row(r) for n, r in state.tags().items()}, gaps])
+    tables = {digest: list(where) for digest, where in state.tables.items()}
+    ends = {g: state.ends[g] for g in sorted(state.ends)[-GENERATIONS_MAX:]}
+    rows, texts = every.rows.tobytes(), dict(every.texts)
+    body = encode_cbor([_VERSION, generation, seq, block, state.positions, rows, texts, gaps, tables, ends])
     return hashlib.sha256(body).digest() + body
 
 
 def decode_last(data: bytes) -> tuple[LastState, int, int, int]:
-    """Return state, generation, seq, next block; raise CorruptError."""
+    """Return state, generation, seq, next block; raise CorruptError. The state has no table yet (`use_table`)."""
     if len(data) > LAST_BYTES_MAX or hashlib.sha256(data[32:]).digest() != data[:32]:
         raise CorruptError("`last` file does not match its digest")
     try:
-        version, generation, seq, block, positions, tags, gaps = decode_cbor(data[32:])
-        if version != 1:
+        version, generation, seq, block, positions, rows, texts, gaps, tables, ends = decode_cbor(data[32:])
+        if version != _VERSION:
             raise CorruptError("`last` file of another release")
-        state = LastState()
-        state.positions = dict(positions)
-        for number, row in tags.items():
-            state.put(number, Stored(*row))
-        for identity, source, from_ns, progress, last, first in gaps:
-            before = {n: Stored(*row) for n, row in last.items()}
-            state.gaps[identity] = GapState(identity, source, from_ns, progress, before, dict(first))
-    except (TypeError, ValueError, AttributeError) as error:
+        named = {digest: (g, end) for digest, (g, end) in tables.items()}
+        state = LastState(positions=dict(positions), tables=named, ends=dict(ends))
+        every = np.frombuffer(rows, _ROW)
+        size = int(every["tag"].max()) + 1 if len(every) else 0
+        state._rows, state._present = np.zeros(size, _ROW), np.zeros(size, np.bool_)
+        state._rows[every["tag"]] = every
+        state._present[every["tag"]] = True
+        state._texts = dict(texts)
+        for identity, source, from_ns, progress, before, before_texts, firsts in gaps:
+            first_live = np.full(max(firsts, default=-1) + 1, _NOT_YET, np.int64)
+            for tag, ts in firsts.items():
+                first_live[tag] = ts
+            last = Readings(np.frombuffer(before, _ROW), dict(before_texts))
+            state.gaps[identity] = _GapState(identity, source, from_ns, last, first_live, progress)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
         message = f"not a `last` file: {error}"
         raise CorruptError(message) from error
     return state, generation, seq, block

@@ -1,286 +1,348 @@
-"""What a start may believe. Contract: always ends with a usable answer; writes nothing but the removal of half-published files.
+"""What a start may believe. Contract: reads, syncs and never writes; always ends with a usable answer; decides in this order.
 
-1. Half-published files: a .parquet without .cose was never a segment, a .cose without .parquet is an eviction cut short: both go.
-2. The journals of the newest generation are synced, then read past the page cache: what the cache shows after a failed sync lies.
-3. In a journal, a frame that does not verify is the torn tail only if nothing of this journal follows; else it is a hole, and the
-   readings in it are `lost`. Blocks whose signature does not fit count as not verifying.
-4. A tail of blocks with `more` belongs to a commit that never ended: dropped, like every unsynced tail.
-5. A journal whose readings all stand in segments and in `last` is not read at all: a thousand segments cost a thousand names.
-6. Positions, newest readings and open gaps come from the newest good `last` file and the blocks after it.
+1. Half-published files: a .parquet without .cose was never a segment, a .cose without .parquet is an eviction cut short: both go,
+   like every temporary file. What lies below the newest committed `low` goes too: that eviction was committed and cut short.
+2. The newest journal of each generation is synced, then read past the page cache: what the cache shows after a failed sync lies. A page
+   the disk refuses to give is zeros.
+3. In a journal, a frame that does not verify is the torn tail only if nothing of this journal follows. Blocks of another stream
+   or generation, or whose signature does not fit, count as not verifying. Of two copies of one block the first is taken.
+4. A tail of blocks with `more` belongs to a commit that never ended and is dropped, unless `durable` proves it was acknowledged.
+5. Where a generation ended: the greatest end that a block, a segment, a `last` file, a successor's record or `durable` proves. What
+   lies between the newest `low` and such an end, and is neither held nor lost already, is lost (storage fault): a hole in the
+   middle, and an acknowledged tail that rotted.
+6. A journal whose readings all stand in segments and in `last` is not read at all: a thousand segments cost a thousand names.
+7. Positions, newest readings and open gaps: the newest good `last` file, then the blocks after it, applied as the live ring does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from buffer import layout
 from buffer.codec import decode
 from buffer.cose import parse_sign1
-from buffer.errors import CorruptError
-from buffer.frame import parse_header
+from buffer.errors import CorruptError, StorageFault
+from buffer.frame import HEADER_BYTES, parse_frame, parse_header
 from buffer.intervals import Intervals
-from buffer.journal import PAGE, Found, JournalHeader, parse_journal_header, scan
+from buffer.journal import Found, Hole, find_salt, read_past_cache, scan
 from buffer.last import LastState, decode_last
+from buffer.layout import JournalName, SegmentName
 from buffer.manifest import Loss, LossReason, Manifest, StateRecord, decode_manifest
+from buffer.state import Place, missing
+from buffer.storage import TEMPORARY_SUFFIX
+from buffer.tagtable import decode_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from buffer.cose import Verifier
-    from buffer.layout import JournalName, SegmentName
     from buffer.storage import Storage
+
+SEGMENTS_ASKED_MAX: Final = 8  # manifests read to find the newest record where no journal has it
 
 
 @dataclass(slots=True)
 class Run:
-    """Consecutive blocks of one journal: what can be sealed together."""
+    """Consecutive blocks of one journal whose readings stand in no segment: what can be sealed together."""
 
     first_block: int
     last_block: int
     first_seq: int
     end_seq: int
-    sealed: bool = False
-
-
-@dataclass(slots=True)
-class JournalFacts:
-    """A journal that is not written any more, as found."""
-
-    name: JournalName
-    size_bytes: int
-    runs: list[Run] = field(default_factory=list)
-    tag_table: bytes = b""
-    sealed_at_ns: int | None = None  # monotonic; None: some run has readings that stand in no segment
 
     @property
     def readings(self) -> int:
         """How many readings it holds."""
-        return sum(run.end_seq - run.first_seq for run in self.runs)
+        return self.end_seq - self.first_seq
+
+
+@dataclass(slots=True)
+class JournalFacts:
+    """A journal that is not written any more. No runs: everything in it stands in segments."""
+
+    name: JournalName
+    size_bytes: int
+    runs: list[Run] = field(default_factory=list)
+    readings: int = 0  # ever committed in it
+    last_block: int = -1  # the newest in it; -1: everything in it was in a `last` file already
+    sealed_at_ns: int = 0  # monotonic; since when runs is empty
+    poisoned: bool = False  # a sync failed: never written again, not even to recycle it
+
+    def note(self, manifest: Manifest) -> None:
+        """Take the next committed block."""
+        run = self.runs[-1] if self.runs else None
+        if run is not None and manifest.first_block == run.last_block + 1 and manifest.first_seq == run.end_seq:
+            run.last_block, run.end_seq = manifest.last_block, manifest.end_seq
+        else:
+            self.runs.append(Run(manifest.first_block, manifest.last_block, manifest.first_seq, manifest.end_seq))
+        self.seen(manifest)
+
+    def seen(self, manifest: Manifest) -> None:
+        """Count a block that stands in a segment already."""
+        self.readings += manifest.count
+        self.last_block = manifest.last_block
 
 
 @dataclass(slots=True)
 class Recovered:
-    """Everything Ring.open needs."""
+    """Everything a new generation begins with."""
 
     segments: list[SegmentName] = field(default_factory=list)
     journals: list[JournalFacts] = field(default_factory=list)
-    done: list[JournalName] = field(default_factory=list)  # hold nothing that is not elsewhere: recycle
     free: list[int] = field(default_factory=list)
+    remove: list[str] = field(default_factory=list)  # half-published, temporary
     state: StateRecord | None = None  # the newest committed record
-    end: tuple[int, int] | None = None  # newest generation and one past its newest committed seq
+    tag_table: bytes = b""  # named by the newest block
+    low: Place | None = None  # None on a new disk
+    lost: list[Loss] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)  # generations with readings -> where they ended
     ordinal: int = 0  # the highest found anywhere
     last: LastState = field(default_factory=LastState)
-    holes: list[Loss] = field(default_factory=list)
+    place: tuple[int, int, int] | None = None  # generation, seq, next block: `last` holds everything before; None: the file on disk does too
     events: list[str] = field(default_factory=list)
-    tag_table: bytes = b""
 
 
-def recover(storage: Storage, verifier: Verifier) -> Recovered:
+def recover(storage: Storage, verifier: Verifier, stream: str) -> Recovered:
     """Return what the ring holds; raise StorageFault only where not even names can be read."""
-    out = Recovered()
-    _segments(storage, out)
-    _last(storage, out)
-    names = sorted(name for entry in storage.list(layout.JOURNALS) if (name := layout.parse_journal(entry)) is not None)
-    out.free = [n for entry in storage.list(layout.JOURNALS) if (n := layout.parse_free(entry)) is not None]
-    ordinals = [s.generation >> 32 for s in out.segments] + [n.generation >> 32 for n in names]
-    ordinals += [last.generation >> 32 for entry in storage.list(layout.LAST) if (last := layout.parse_last(entry)) is not None]
-    out.ordinal = max(ordinals, default=0)
-    replay_from = _replay_from(out)
-    held = _held(out.segments)
-    for i, name in enumerate(names):
-        following = names[i + 1] if i + 1 < len(names) and names[i + 1].generation == name.generation else None
-        if following and _is_done(name, following, held, replay_from):
-            out.done.append(name)
-            continue
-        _journal(storage, name, verifier, held, replay_from, out)
-    if out.state is None or (out.segments and out.segments[-1].generation >= out.state.generation):
-        _from_segment(storage, out)
-    _holes(out)
-    return out
+    return _Recovery(storage, verifier, stream).run()
 
 
-def _holes(out: Recovered) -> None:
-    """Name every reading between the oldest held and the newest committed that nothing holds any more."""
-    held = _held(out.segments)
-    for journal in out.journals:
-        for run in journal.runs:
-            if run.end_seq > run.first_seq:
-                held.setdefault(journal.name.generation, Intervals()).add(run.first_seq, run.end_seq - 1)
-    for generation, seqs in sorted(held.items()):
-        first = next(iter(seqs))[0] if generation == min(held) else 0
-        top = max(seqs.top, out.end[1]) if out.end is not None and out.end[0] == generation else seqs.top
-        for a, b in seqs.holes(first, top - 1):
-            out.holes.append(Loss(generation, a, b, LossReason.STORAGE_FAULT))
+class _Recovery:
+    def __init__(self, storage: Storage, verifier: Verifier, stream: str) -> None:
+        self._storage = storage
+        self._verifier = verifier
+        self._stream = stream
+        self._mark: layout.DurableMark | None = None
+        self._replay_from: tuple[int, int] = (0, 0)  # generation, block: everything before stands in `last`
+        self._last_place: Place = (0, 0)
+        self._held: dict[int, Intervals] = {}
+        self._newest_block: dict[int, int] = {}  # per generation, the highest taken
+        self._table = b""
+        self.out = Recovered()
 
+    def run(self) -> Recovered:
+        out = self.out
+        self._leftovers()
+        self._segments()
+        self._last_file()
+        self._durable()
+        names = sorted(name for entry in self._storage.list(layout.JOURNALS) if (name := layout.parse_journal(entry)) is not None)
+        out.free = [n for entry in self._storage.list(layout.JOURNALS) if (n := layout.parse_free(entry)) is not None]
+        for i, name in enumerate(names):
+            following = names[i + 1] if i + 1 < len(names) and names[i + 1].generation == name.generation else None
+            if self._is_done(name, following):
+                out.journals.append(JournalFacts(name, self._storage.size(name.path) or 0, readings=1))
+            else:
+                self._journal(name, newest=following is None)
+        self._newest_segment()
+        generations = [name.generation for name in names] + [s.generation for s in out.segments] + [*out.ends]
+        out.ordinal = max((g >> 32 for g in (*generations, self._last_place[0])), default=0)
+        self._account()
+        return out
 
-def _segments(storage: Storage, out: Recovered) -> None:
-    found: dict[SegmentName, set[str]] = {}
-    for entry in storage.list(layout.SEGMENTS):
-        parsed = layout.parse_segment(entry)
-        if parsed is not None:
-            found.setdefault(parsed[0], set()).add(parsed[1])
-        elif entry.endswith(".tmp"):
-            storage.unlink(f"{layout.SEGMENTS}/{entry}")
-    for name, endings in sorted(found.items()):
-        if endings == {"parquet", "cose"}:
-            out.segments.append(name)
-        else:
-            out.events.append(f"removed a half-published segment {name.parquet}")
-            storage.unlink(name.cose)
-            storage.unlink(name.parquet)
+    # ---- names ----
 
+    def _leftovers(self) -> None:
+        for directory in ("", *layout.DIRECTORIES):
+            for entry in self._storage.list(directory):
+                if entry.endswith(TEMPORARY_SUFFIX):
+                    self.out.remove.append(f"{directory}/{entry}" if directory else entry)
 
-def _last(storage: Storage, out: Recovered) -> None:
-    names = sorted((n for entry in storage.list(layout.LAST) if (n := layout.parse_last(entry)) is not None), reverse=True)
-    for name in names:
-        size = storage.size(name.path) or 0
+    def _segments(self) -> None:
+        found: dict[SegmentName, set[str]] = {}
+        for entry in self._storage.list(layout.SEGMENTS):
+            parsed = layout.parse_segment(entry)
+            if parsed is not None:
+                found.setdefault(parsed[0], set()).add(parsed[1])
+        for name, endings in sorted(found.items()):
+            if len(endings) == 2:  # noqa: PLR2004 -- both
+                self.out.segments.append(name)
+                self._held.setdefault(name.generation, Intervals()).add(name.first, name.last)
+                self._end(name.generation, name.last + 1)
+            else:
+                self.out.events.append(f"{name.parquet}: half of a segment; removed")
+                self.out.remove += [name.cose, name.parquet]
+
+    def _last_file(self) -> None:
+        names = sorted((n for entry in self._storage.list(layout.LAST) if (n := layout.parse_last(entry)) is not None), reverse=True)
+        self._last_place = max(((n.generation, n.seq) for n in names), default=(0, 0))
+        for name in names:
+            self._end(name.generation, name.seq)
+        for name in names:
+            try:
+                self.out.last, generation, seq, block = decode_last(read_past_cache(self._storage, name.path))
+            except CorruptError as error:
+                self.out.events.append(f"{name.path}: {error.message}; taking the one before")
+                continue
+            self._replay_from, self._last_place = (generation, block), (generation, seq)
+            for old, end in self.out.last.ends.items():
+                self._end(old, end)
+            return
+        self._last_place = (0, 0)
+
+    def _durable(self) -> None:
         try:
-            out.last, generation, seq, _ = decode_last(storage.read_direct(name.path, 0, size) or b"")
-        except CorruptError as error:
-            out.events.append(f"{name.path}: {error.message}; using the one before")
-            continue
-        out.end = (generation, seq)
-        return
+            self._mark = layout.decode_durable(self._storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES) or b"")
+        except (CorruptError, StorageFault):
+            return  # torn by the crash: it was a lower bound, no more
+        self._end(self._mark.generation, self._mark.end_seq)
 
+    def _end(self, generation: int, end: int) -> None:
+        if end > 0:
+            self.out.ends[generation] = max(end, self.out.ends.get(generation, 0))
 
-def _replay_from(out: Recovered) -> tuple[int, int]:
-    return out.end or (0, 0)
+    def _is_done(self, name: JournalName, following: JournalName | None) -> bool:
+        end = following.first_seq if following is not None else self.out.last.ends.get(name.generation, 0)
+        if end <= name.first_seq or (name.generation, end) >= self._last_place:
+            return False
+        if following is None and name.generation >= self._last_place[0]:
+            return False
+        held = self._held.get(name.generation)
+        return held is not None and held.covers(name.first_seq, end - 1)
 
+    # ---- journals ----
 
-def _held(segments: Iterable[SegmentName]) -> dict[int, Intervals]:
-    held: dict[int, Intervals] = {}
-    for s in segments:
-        held.setdefault(s.generation, Intervals()).add(s.first, s.last)
-    return held
-
-
-def _is_done(name: JournalName, following: JournalName, held: dict[int, Intervals], replay_from: tuple[int, int]) -> bool:
-    if (name.generation, following.first_seq) > replay_from:
-        return False
-    if name.first_seq == following.first_seq:
-        return True
-    covered = held.get(name.generation)
-    return covered is not None and covered.covers(name.first_seq, following.first_seq - 1)
-
-
-def _journal(
-    storage: Storage, name: JournalName, verifier: Verifier, held: dict[int, Intervals], replay_from: tuple[int, int], out: Recovered
-) -> None:
-    path, size = name.path, storage.size(name.path) or 0
-
-    storage.sync_file(path)
-    data = storage.read_direct(path, 0, size) or b""
-
-    def read(offset: int, length: int) -> bytes | None:
-        return data[offset : offset + length]
-
-    try:
-        header = parse_journal_header(read(0, PAGE) or b"")
-    except CorruptError as error:
-        out.events.append(f"{path}: {error.message}; nothing in it was ever acknowledged or all of it is lost")
-        out.done.append(name)
-        return
-    blocks = _believable(read, header, size, verifier, name, out)
-    facts = JournalFacts(name, size)
-    for manifest, payload in blocks:
-        _extend(facts, manifest)
-        if (manifest.generation, manifest.first_seq) >= replay_from:
-            _replay(out, manifest, payload)
-    if not blocks:
-        out.done.append(name)
-        return
-    newest = blocks[-1][0]
-    if newest.state is not None and (out.state is None or (newest.generation, newest.last_block) > (out.state.generation, out.state.block)):
-        out.state, out.tag_table = newest.state, newest.tag_table_sha256
-        out.end = (newest.generation, newest.end_seq)
-    covered = held.get(name.generation, Intervals())
-    for run in facts.runs:
-        run.sealed = run.end_seq == run.first_seq or covered.covers(run.first_seq, run.end_seq - 1)
-    if all(run.sealed for run in facts.runs):
-        out.done.append(name)
-    else:
+    def _journal(self, name: JournalName, *, newest: bool) -> None:
+        out, path = self.out, name.path
+        facts = JournalFacts(name, self._storage.size(path) or 0)
+        if newest:
+            try:
+                self._storage.sync_file(path)
+            except StorageFault as fault:
+                out.events.append(f"{fault}; believing what the device shows")
+        blocks = self._believable(name, read_past_cache(self._storage, path))
+        held = self._held.setdefault(name.generation, Intervals())
+        for manifest, payload in blocks:
+            if manifest.first_block <= self._newest_block.get(name.generation, -1):
+                continue  # a copy: its sync had failed in an earlier journal
+            self._newest_block[name.generation] = manifest.first_block
+            if manifest.count and held.covers(manifest.first_seq, manifest.end_seq - 1):
+                facts.seen(manifest)
+            else:
+                facts.note(manifest)
+            self._take(manifest, payload)
+        facts.runs = [run for run in facts.runs if run.readings]
+        for run in facts.runs:
+            held.add(run.first_seq, run.end_seq - 1)
         out.journals.append(facts)
 
+    def _believable(self, name: JournalName, data: bytes) -> list[tuple[Manifest, bytes]]:
+        def read(offset: int, length: int) -> bytes:
+            return data[offset : offset + length]
 
-def _believable(
-    read: object, header: JournalHeader, size: int, verifier: Verifier, name: JournalName, out: Recovered
-) -> list[tuple[Manifest, bytes]]:
-    blocks: list[tuple[Manifest, bytes]] = []
-    for found in scan(read, header.salt, size):  # type: ignore[arg-type]  # a closure of the caller
-        if not isinstance(found, Found):
-            out.events.append(f"{name.path}: hole at byte {found.offset}: {found.reason}")
-            continue
+        salt = find_salt(read, len(data), name.generation, name.first_seq, name.serial)
+        blocks: list[tuple[Manifest, bytes]] = []
+        for found in () if salt is None else scan(read, salt, len(data)):
+            problem = self._problem(found, name)
+            if isinstance(found, Found) and not problem:
+                blocks.append((found.frame.manifest, bytes(found.frame.payload)))
+            else:
+                self.out.events.append(f"{name.path} at byte {found.offset}: {problem}")
+        proven = self._mark.end_block if self._mark is not None and self._mark.generation == name.generation else 0
+        while blocks and blocks[-1][0].more and blocks[-1][0].last_block >= proven:
+            blocks.pop()
+        return blocks
+
+    def _problem(self, found: Found | Hole, name: JournalName) -> str:
+        if isinstance(found, Hole):
+            return f"hole: {found.reason}"
+        manifest = found.frame.manifest
+        if manifest.generation != name.generation or manifest.stream != self._stream:
+            return "a block of another stream or generation"
         try:
-            found.frame.verified(verifier)
+            found.frame.verified(self._verifier)
         except CorruptError as error:
-            out.events.append(f"{name.path}: block {found.frame.manifest.first_block}: {error.message}")
-            continue
-        if found.frame.manifest.generation == name.generation:
-            blocks.append((found.frame.manifest, bytes(found.frame.payload)))
-    while blocks and blocks[-1][0].more:
-        blocks.pop()
-    return blocks
+            return error.message
+        return ""
 
-
-def _extend(facts: JournalFacts, manifest: Manifest) -> None:
-    facts.tag_table = manifest.tag_table_sha256
-    run = facts.runs[-1] if facts.runs else None
-    if run is not None and manifest.first_block == run.last_block + 1 and manifest.first_seq == run.end_seq:
-        run.last_block, run.end_seq = manifest.last_block, manifest.end_seq
-        return
-    facts.runs.append(Run(manifest.first_block, manifest.last_block, manifest.first_seq, manifest.end_seq))
-
-
-def _replay(out: Recovered, manifest: Manifest, payload: bytes) -> None:
-    last = out.last
-    last.positions.update(manifest.positions)
-    if manifest.state is None:
-        return
-    still_open = {gap.id for gap in manifest.state.open_gaps}
-    columns = None
-    try:
-        columns = decode(payload, manifest.count) if manifest.count else None
-    except CorruptError as error:  # signed, so ours: a release that cannot read an older one must start all the same
-        out.events.append(f"block {manifest.first_block} of generation {manifest.generation}: {error.message}")
-    for gap in manifest.state.open_gaps:
-        if gap.id not in last.gaps:  # every tag read so far may belong to it; the source asks for its own
-            last.open_gap(gap.id, gap.source, gap.from_ns, tuple(last.tags()))
-    for identity in set(last.gaps) - still_open:
-        del last.gaps[identity]
-    if manifest.fill is not None:
-        if manifest.fill[0] in last.gaps:
-            last.gaps[manifest.fill[0]].progress = manifest.fill[1]
-    elif columns is not None:
-        last.take(columns)
-
-
-def _from_segment(storage: Storage, out: Recovered) -> None:
-    """Take state and end from the newest segment where no journal block is newer."""
-    for name in reversed(out.segments):
-        if out.end is not None and (name.generation, name.last + 1) < out.end and out.state is not None:
+    def _take(self, manifest: Manifest, payload: bytes) -> None:
+        out, state = self.out, manifest.state
+        self._end(manifest.generation, manifest.end_seq)
+        if state is not None:
+            if state.predecessor is not None:
+                self._end(*state.predecessor)
+            if out.state is None or (state.generation, state.block) > (out.state.generation, out.state.block):
+                out.state, out.tag_table = state, manifest.tag_table_sha256
+        if (manifest.generation, manifest.first_block) < self._replay_from:
             return
-        size = storage.size(name.cose) or 0
+        self._use_table(manifest.tag_table_sha256)
+        columns = None
         try:
-            manifest = read_segment_manifest(storage.read(name.cose, 0, size) or b"")
+            columns = decode(payload, manifest.count) if manifest.count else None
+        except CorruptError as error:  # signed, so ours: a release that cannot read an older one must start all the same
+            out.events.append(f"block {manifest.first_block} of generation {manifest.generation}: {error.message}")
+        out.last.apply(manifest, columns)
+        out.place = (manifest.generation, manifest.end_seq, manifest.last_block + 1)
+
+    def _use_table(self, digest: bytes) -> None:
+        if digest == self._table:
+            return
+        self._table = digest
+        try:
+            payload = read_object(self._storage, digest)
+            if payload is not None:
+                self.out.last.use_table(decode_table(payload))
         except CorruptError as error:
-            out.events.append(f"{name.cose}: {error.message}")
-            continue
-        state = manifest.state
-        if state is not None and (out.state is None or (state.generation, state.block) > (out.state.generation, out.state.block)):
-            out.state = replace(state)
-            out.tag_table = out.tag_table or manifest.tag_table_sha256
-        if out.end is None or (name.generation, name.last + 1) > out.end:
-            out.end = (name.generation, name.last + 1)
-        return
+            self.out.events.append(f"{layout.object_path(digest)}: {error.message}")
+
+    # ---- the newest record, and what is missing ----
+
+    def _newest_segment(self) -> None:
+        """Where the journals are gone, the newest record stands in the newest segment."""
+        out = self.out
+        for name in out.segments[: -SEGMENTS_ASKED_MAX - 1 : -1]:
+            if out.state is not None and out.state.generation > name.generation:
+                return
+            try:
+                manifest = read_segment_manifest(self._storage.read(name.cose, 0, self._storage.size(name.cose) or 0) or b"", self._verifier)
+            except (CorruptError, StorageFault) as error:
+                out.events.append(f"{name.cose}: {error}")
+                continue
+            state = manifest.state
+            if state is not None and (out.state is None or (state.generation, state.block) > (out.state.generation, out.state.block)):
+                out.state, out.tag_table = state, manifest.tag_table_sha256
+                self._end(state.generation, state.end)
+                if state.predecessor is not None:
+                    self._end(*state.predecessor)
+            return
+
+    def _account(self) -> None:
+        out = self.out
+        if out.state is not None:
+            out.low = out.state.low
+        else:
+            firsts = [(generation, next(iter(held))[0]) for generation, held in self._held.items() if held]
+            out.low = min(firsts, default=None)
+        known = out.state.lost if out.state is not None else ()
+        new = missing(out.ends, self._held, known, out.low, LossReason.STORAGE_FAULT) if out.low is not None else []
+        for loss in new:
+            out.events.append(f"readings {loss.first}..{loss.last} of generation {loss.generation} are lost")
+        out.lost = [*known, *new]
 
 
-def read_segment_manifest(cose_file: bytes) -> Manifest:
-    """Return the manifest in a .cose file (header and COSE_Sign1); raise CorruptError. Verifies no signature."""
+def read_object(storage: Storage, digest: bytes) -> bytes | None:
+    """Return the payload of an object, None if it is not there; raise CorruptError."""
+    path = layout.object_path(digest)
+    data = storage.read(path, 0, storage.size(path) or 0)
+    return bytes(parse_frame(data).payload) if data else None
+
+
+def read_segment_manifest(cose_file: bytes, verifier: Verifier) -> Manifest:
+    """Return the verified manifest in a .cose file (header and COSE_Sign1); raise CorruptError."""
     header = parse_header(cose_file)
-    cose = cose_file[40 : 40 + header.cose_bytes]
+    cose = cose_file[HEADER_BYTES : HEADER_BYTES + header.cose_bytes]
     if len(cose) != header.cose_bytes:
         raise CorruptError(".cose file is cut off")
-    return decode_manifest(parse_sign1(cose).payload)
+    return decode_manifest(parse_sign1(cose).verified(verifier))
 
 
+def below(low: Place, segments: Iterable[SegmentName], journals: Iterable[JournalFacts]) -> Iterator[SegmentName | JournalFacts]:
+    """Yield what lies wholly below `low`: evicted, as a committed record says."""
+    for segment in segments:  # oldest first
+        if (segment.generation, segment.last) >= low:
+            break
+        yield segment
+    for journal in journals:
+        if journal.runs and (journal.name.generation, journal.runs[-1].end_seq - 1) < low:
+            yield journal

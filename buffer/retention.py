@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buffer import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from buffer.layout import JournalName, SegmentName
+    from buffer.layout import SegmentName
     from buffer.recovery import JournalFacts
+    from buffer.state import Place
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One file to evict, and the first reading still there once it is gone (None: nothing sealed or closed is left)."""
 
-    segment: SegmentName | None
-    journal: JournalName | None
-    next_low: tuple[int, int] | None
+def spare_journals(
+    journals: Sequence[JournalFacts], covered: tuple[int, int], monotonic_ns: int, over_bytes: int
+) -> list[JournalFacts]:
+    """Return the journals to give back, oldest first; nothing is lost by it: their readings stand in segments.
 
-
-def excess_journals(journals: Sequence[JournalFacts], monotonic_ns: int, over_bytes: int) -> list[JournalName]:
-    """Return the sealed journals to give back: an hour after their segment is durable, beyond 256 MiB, or when space is short.
-
-    Nothing is lost by it: their readings stand in segments. Journals of empty blocks only are always done.
+    An hour after their segment is durable, beyond 256 MiB, or while the ring is over_bytes too large. Never before everything in them
+    stands in a `last` file, which holds all before `covered` (generation, block): they also carry positions and gaps.
     """
-    sealed = [j for j in journals if j.sealed_at_ns is not None or not j.readings]
-    out: list[JournalName] = []
-    kept = sum(j.size_bytes for j in sealed)
-    for journal in sealed:
-        old = not journal.readings or monotonic_ns - (journal.sealed_at_ns or 0) >= limits.JOURNAL_KEEP_NS
+    spare = [j for j in journals if not j.runs and (j.name.generation, j.last_block) < covered]
+    kept = sum(j.size_bytes for j in spare if j.readings)
+    out: list[JournalFacts] = []
+    for journal in spare:
+        old = not journal.readings or monotonic_ns - journal.sealed_at_ns >= limits.JOURNAL_KEEP_NS
         if old or kept > limits.JOURNAL_KEEP_BYTES or over_bytes > 0:
-            out.append(journal.name)
-            kept -= journal.size_bytes
+            out.append(journal)
+            kept -= journal.size_bytes if journal.readings else 0
             over_bytes -= journal.size_bytes
     return out
 
 
-def oldest_unit(segments: Sequence[SegmentName], journals: Sequence[JournalFacts]) -> Unit | None:
-    """Return the oldest segment or unsealed journal, by readings; None if there is none."""
-    units: list[tuple[tuple[int, int], SegmentName | None, JournalName | None]] = [((s.generation, s.first), s, None) for s in segments[:2]]
-    for journal in journals:
-        runs = [run for run in journal.runs if not run.sealed and run.end_seq > run.first_seq]
-        if runs:
-            units.append(((journal.name.generation, runs[0].first_seq), None, journal.name))
-    units.sort(key=lambda unit: unit[0])
-    if not units:
+def units(segments: Sequence[SegmentName], journals: Sequence[JournalFacts]) -> list[tuple[Place, SegmentName | JournalFacts]]:
+    """Return what can be evicted, oldest first by readings: segments, and journals that stand in none."""
+    out: list[tuple[Place, SegmentName | JournalFacts]] = [((s.generation, s.first), s) for s in segments]
+    out += [((j.name.generation, j.runs[0].first_seq), j) for j in journals if j.runs]
+    return sorted(out, key=lambda unit: unit[0])
+
+
+def low_after(
+    oldest: Sequence[tuple[Place, SegmentName | JournalFacts]], size: Callable[[SegmentName | JournalFacts], int], free_bytes: int, rest: Place
+) -> Place | None:
+    """Return the new `low` when the oldest units that together have free_bytes are gone; None if there is nothing to evict.
+
+    rest: the first reading that can not be evicted (in the journal being written, or to come).
+    """
+    if not oldest:
         return None
-    _, segment, journal_name = units[0]
-    return Unit(segment, journal_name, units[1][0] if len(units) > 1 else None)
+    for i, (_, unit) in enumerate(oldest):
+        free_bytes -= size(unit)
+        if free_bytes <= 0 and i + 1 < len(oldest):
+            return oldest[i + 1][0]
+    return rest

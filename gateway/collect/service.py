@@ -171,12 +171,12 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     signer = load_signer(settings.data_key)
     verifier = _verifier(settings, signer, root)
     options = RingOptions(settings.stream, settings.ring.max_bytes, public_keys=(spki_der(signer.public),))
-    before = _table_before(root)
-    tables = build_tables(settings, before)
     newest = _newest_wall_ns(root)
     clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
     now = instant(runtime, clock)
     ring = Ring.open(PosixStorage(root), options, signer, verifier, now, runtime.nonce32(), runtime.nonce64)
+    before = _table_before(ring)
+    tables = build_tables(settings, before)
     statement = settings.data_key.with_suffix(".statement")
     if statement.exists():
         ring.add_object(ObjectType.KEY_STATEMENT, statement.read_bytes())
@@ -215,15 +215,11 @@ def _newest_wall_ns(root: Path) -> int:
     return newest.state.wall_ns if newest is not None and newest.state is not None else 0
 
 
-def _table_before(root: Path) -> TagTable | None:
+def _table_before(ring: Ring) -> TagTable | None:
     """Return the tag table of the newest committed block, whose numbers go on; None on a new disk, or where it is gone."""
-    reader = RingReader(PosixReadStorage(root))
     try:
-        newest = reader.newest(reader.inventory())
-        frame = reader.object_frame(newest.tag_table_sha256) if newest is not None else None
-        return decode_table(frame.payload) if frame is not None else None
+        payload = ring.recovered_table
+        return decode_table(payload) if payload is not None else None
     except CorruptError as error:
         log.warning("the tag table before is unreadable; numbers begin anew", extra={"data": {"why": str(error)}})
         return None
-
-

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from buffer.last import Gap, Known, Reading
 
+if TYPE_CHECKING:
     from buffer.types import Columns
+
+__all__ = ["Batch", "Gap", "GapChange", "GapStep", "Known", "Reading", "Sink", "Source"]
 
 
 class GapStep(StrEnum):
@@ -42,38 +44,6 @@ class Batch:
     columns: Columns
     position: bytes | None = None
     gap: GapChange | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The newest committed reading of a tag: what `last` remembers, for deduplication, heartbeats and fills."""
-
-    ts_ns: int
-    ts_source_ns: int
-    kind: int
-    value: int | str  # the 64 bits, or the text for TEXT and BYTES
-    quality: int
-    flags: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """An open gap as the ring remembers it over restarts."""
-
-    id: int
-    from_ns: int
-    progress: bytes
-    last: Mapping[int, Reading]  # tag number -> newest live reading before the gap
-    first_live_ns: Mapping[int, int]  # tag number -> ts of the first live reading after it
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the ring knows of one source at the time of asking."""
-
-    position: bytes | None
-    last: Mapping[int, Reading]  # tag number -> newest live reading
-    gaps: tuple[Gap, ...]
 
 
 class Sink(Protocol):

@@ -18,18 +18,15 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from buffer import limits
 from buffer.errors import StorageFault
 from buffer.notice import NoticeKind, encode_notice
-from buffer.ring import GapStepRequest
 from buffer.types import concat
-from gateway.collect.source import Gap, Known, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from buffer.last import Stored
     from buffer.ring import Instant, Ring
     from buffer.tagtable import TagTable
     from buffer.types import Columns
-    from gateway.collect.source import Batch
+    from gateway.collect.source import Batch, Known
     from gateway.runtime import Runtime
 
 PENDING_READINGS_MAX: Final = 200_000  # about 20 MB of columns: ten seconds of a busy site
@@ -89,17 +86,8 @@ class Writer:
         await asyncio.shield(done)
 
     def known(self, source: str) -> Known:
-        """Return the state of a source: everything handed to `commit` so far is in it, durable or not."""
-        number = self._table.source_number(source)
-        last = self._ring.last
-        tags = [tag.number for tag in self._table.of_source(source)]
-        readings = {n: _reading(stored) for n in tags if (stored := last.tag(n)) is not None}
-        gaps = tuple(
-            Gap(g.id, g.from_ns, g.progress, {n: _reading(r) for n, r in g.last.items()}, dict(g.first_live_ns))
-            for g in sorted(last.gaps.values(), key=lambda g: g.id)
-            if g.source == number
-        )
-        return Known(last.positions.get(number), readings, gaps)
+        """Return the committed state of a source. Needs no lock: the ring keeps it whole while it commits."""
+        return self._ring.known(self._table.source_number(source))
 
     def notice(self, kind: int, source: str, **detail: object) -> None:
         """Queue a notice for the next commit; more than NOTICES_MAX are counted instead of kept."""
@@ -155,11 +143,7 @@ class Writer:
             return cast("Result", await self._runtime.offload(action))
 
     def _append(self, batch: Batch) -> None:
-        gap = None
-        if batch.gap is not None:
-            tags = tuple(tag.number for tag in self._table.of_source(batch.source))
-            gap = GapStepRequest(str(batch.gap.step), batch.gap.id, batch.gap.from_ns, batch.gap.progress, tags)
-        self._ring.append(batch.columns, self._table.source_number(batch.source), batch.position, gap)
+        self._ring.append(batch.columns, self._table.source_number(batch.source), batch.position, batch.gap)
 
     async def _commit_for_ever(self) -> None:
         for attempt in itertools.count():
@@ -178,9 +162,3 @@ class Writer:
                     self.notice(NoticeKind.STORAGE, "", event="writing again", fault=self.status.fault, seconds=round(seconds, 1))
                 self.status.fault = ""
                 return
-
-
-def _reading(stored: Stored) -> Reading:
-    """Return a stored reading as sources know it: with the source's time even where it is the reading's own."""
-    source = stored.ts_ns if stored.ts_source_ns is None else stored.ts_source_ns
-    return Reading(stored.ts_ns, source, stored.kind, stored.value, stored.quality, stored.flags)

@@ -162,11 +162,12 @@ class Catalogue:
         unit = job.segment
         if unit is None:
             return None
-        frame = self._reader.segment_frame(layout.SegmentName(unit.generation, unit.first_seq, unit.end_seq - 1))
-        if frame is None:
+        name = layout.SegmentName(unit.generation, unit.first_seq, unit.end_seq - 1)
+        frame = None if job.offer else self._reader.segment_frame(name)  # an offer needs the manifest alone
+        m = self._reader.segment_manifest(name) if job.offer else frame.manifest if frame else None
+        if m is None:
             return None
-        m = frame.manifest
-        return Loaded(_parts(frame), m.first_block, m.last_block, (m.chain_after,), frozenset({m.tag_table_sha256}))
+        return Loaded(_parts(frame) if frame else (), m.first_block, m.last_block, (m.chain_after,), frozenset({m.tag_table_sha256}))
 
     def _blocks(self, job: Job) -> Loaded | None:
         mark = self._reader.durable()

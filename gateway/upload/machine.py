@@ -121,7 +121,7 @@ class Machine:
         if digest is not None:  # before everything that names it, and so before everything
             return self._object(digest, now) if self._live_began is None else None
         job = self._next_live(now) if self._live_began is None else None
-        if job is None and backfill_open and self._backfill_may(now):
+        if job is None and backfill_open:
             job = self._next_backfill(now)
         return job
 
@@ -154,25 +154,24 @@ class Machine:
         self._live_began, self._live_due = now.mono, now.mono + self.options.live_ns
         return self._start(self._blocks(pick, Lane.LIVE), 0)
 
-    def _backfill_may(self, now: Now) -> bool:
-        reserved = [reserve for job, reserve in self._jobs.values() if job.lane == Lane.BACKFILL]
-        slots = backfill_slots(self.options.in_flight, self._live_began, now.mono)
-        return len(reserved) < slots and (not reserved or sum(reserved) + self._piece() <= BODIES_BYTES_MAX)
-
     def _piece(self) -> int:
         return min(self.path.piece_bytes, RUN_BYTES_MAX)
 
     def _next_backfill(self, now: Now) -> Job | None:
+        reserved = [reserve for job, reserve in self._jobs.values() if job.lane == Lane.BACKFILL]
+        if len(reserved) >= backfill_slots(self.options.in_flight, self._live_began, now.mono):
+            return None
         edge = (self.edge.generation, self.edge.first(now.mono))
         pick = self.plan.backfill(edge, self.memory.cursor, self._busy(now), newest_first=self.newest_first)
         if pick is None:
             return None
+        size = pick.segment.size if pick.segment else self._piece()
+        if reserved and sum(reserved) + size > BODIES_BYTES_MAX:
+            return None
         if pick.segment is None:
-            return self._start(self._blocks(pick, Lane.BACKFILL), self._piece())
-        job = Job(
-            self._id(), Lane.BACKFILL, FrameKind.SEGMENT, pick.generation, pick.first, pick.last, pick.offer, segment=pick.segment
-        )  # fmt: skip
-        return self._start(job, pick.segment.size)
+            return self._start(self._blocks(pick, Lane.BACKFILL), size)
+        job = Job(self._id(), Lane.BACKFILL, FrameKind.SEGMENT, pick.generation, pick.first, pick.last, pick.offer, segment=pick.segment)
+        return self._start(job, size)
 
     def _blocks(self, pick: Pick, lane: Lane) -> Job:
         return Job(self._id(), lane, FrameKind.BLOCK, pick.generation, pick.first, pick.last, pick.offer, self._piece())
@@ -242,7 +241,7 @@ class Machine:
     ) -> Request:
         size = sum(len(part) for part in parts)
         if job.lane == Lane.BACKFILL:
-            self._jobs[job.id] = (job, size)
+            self._jobs[job.id] = (job, loaded.size)  # a piece holds on to its whole segment
             self.counters.bytes_backfill += size
         else:
             self.counters.bytes_live += size

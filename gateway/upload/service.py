@@ -188,6 +188,7 @@ class Uploader:
                 machine.gone(job, self._now())
                 return
             request = machine.loaded(job, loaded, self._now())
+            del loaded  # an offer keeps no body
             if request is None:
                 return
             pace = self._pace if job.lane == Lane.BACKFILL and request.size else None

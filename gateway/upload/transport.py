@@ -203,6 +203,9 @@ class HttpsCarrier:
         if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
             remedy = "The receiver speaks TLS 1.3 only. Ask IT which device answers at this address, and whether it inspects TLS."
             return CarrierError(Cause.TLS, f"no TLS with {self._address}: {text}", remedy, reached=True)
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionResetError):
+            remedy = "A balancer without a receiver behind it does so, a device that refuses TLS 1.3, or another service at this port."
+            return CarrierError(Cause.TLS, f"{self._address}:{self._port} hangs up during the TLS handshake", remedy, reached=False)
         if isinstance(error, aiohttp.ServerDisconnectedError) or number in (errno.ECONNRESET, errno.EPIPE):
             return self._reset()
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) or (number is not None and not begun):

@@ -25,16 +25,16 @@ def test_an_acknowledgement_before_the_sync_is_seen(monkeypatch):
 
 
 def test_a_recovery_that_forgets_positions_is_seen(monkeypatch):
-    real = recovery._replay
+    real = recovery._Recovery._take
 
-    def forgets(out, manifest, payload):
-        real(out, manifest, payload)
-        out.last.positions.clear()
+    def forgets(self, manifest, payload):
+        real(self, manifest, payload)
+        self.out.last.positions.clear()
 
-    monkeypatch.setattr(recovery, "_replay", forgets)
+    monkeypatch.setattr(recovery._Recovery, "_take", forgets)
     assert any("position" in what for what in violations(400))
 
 
 def test_a_recovery_that_believes_no_journal_is_seen(monkeypatch):
-    monkeypatch.setattr(recovery, "_believable", lambda *arguments: [])
+    monkeypatch.setattr(recovery._Recovery, "_believable", lambda *arguments: [])
     assert violations(400) != []

@@ -24,8 +24,11 @@ class Nobody:
 
 
 def settings_for(port: int, count: int, **more: object) -> Settings:
-    """Return settings for `count` variables ns=1;s=Tag00000... of the test server."""
-    rows = tuple(TagRow(f"t{i}", f"p/t{i}", "plc", f"ns=1;s=Tag{i:05d}", every_ns=50 * MS, number=16 + i) for i in range(count))
+    """Return settings for `count` variables ns=1;s=Tag00000... of the test server.
+
+    every = 0: the server reports each change as it happens. With a sampling timer a busy test machine skips values before anybody asks.
+    """
+    rows = tuple(TagRow(f"t{i}", f"p/t{i}", "plc", f"ns=1;s=Tag{i:05d}", every_ns=0, number=16 + i) for i in range(count))
     given = {"security": "None", "publish_ns": 200 * MS, "load": Load(requests_per_s=50), "tags": rows} | more
     return Settings("plc", (f"opc.tcp://127.0.0.1:{port}",), **given)  # type: ignore[arg-type]
 

@@ -46,7 +46,8 @@ class Proxy:
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
-        await asyncio.gather(self._pipe(reader, to, True), self._pipe(there, writer, False))
+        with contextlib.suppress(asyncio.CancelledError):  # the end of the proxy is no fault of a connection
+            await asyncio.gather(self._pipe(reader, to, True), self._pipe(there, writer, False))
         self._writers -= {writer, to}
         if task is not None:
             self._tasks.discard(task)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from buffer.last import LastState
+from buffer.manifest import OpenGap
 from buffer.notice import NoticeKind
 from buffer.types import Columns, Flag, Kind
-from gateway.collect.source import Batch, Gap, GapStep, Known, Reading
+from gateway.collect.source import Batch, GapStep, Known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from buffer.last import Stored
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class MemorySink:
         self._state = LastState()
         self._positions: dict[str, bytes] = {}
         self._sources: dict[str, int] = {}
+        self._open: dict[int, OpenGap] = {}
+        self._tags: dict[int, int] = {}
         self._gap_id = 0
         self._waiting: list[tuple[Batch, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -78,14 +80,8 @@ class MemorySink:
         await asyncio.shield(done)
 
     def known(self, source: str) -> Known:
-        number = self._sources.get(source, -1)
-        last = {tag: _reading(stored) for tag, stored in self._state.tags().items()}
-        gaps = tuple(
-            Gap(g.id, g.from_ns, g.progress, {n: _reading(r) for n, r in g.last.items()}, dict(g.first_live_ns))
-            for g in self._state.gaps.values()
-            if g.source == number
-        )
-        return Known(self._positions.get(source), last, gaps)
+        known = self._state.known(self._sources.get(source, 0))
+        return Known(self._positions.get(source), known.last, known.gaps)
 
     def notice(self, kind: int, source: str, **detail: object) -> None:
         self.notices.append((NoticeKind(kind), source, detail))
@@ -116,13 +112,13 @@ class MemorySink:
         gap = batch.gap
         if gap is not None and gap.step is GapStep.OPEN:
             self._gap_id += 1
-            self._state.open_gap(self._gap_id, number, gap.from_ns, tuple(self._state.tags()))
-        if gap is not None and gap.step is GapStep.PROGRESS:
-            self._state.gaps[gap.id].progress = gap.progress
-        else:
-            self._state.take(batch.columns)
+            self._open[self._gap_id] = OpenGap(self._gap_id, number, gap.from_ns)
         if gap is not None and gap.step in (GapStep.FILLED, GapStep.UNFILLABLE):
-            self._state.gaps.pop(gap.id, None)
+            self._open.pop(gap.id, None)
+        self._tags |= dict.fromkeys(batch.columns.tag.tolist(), number)
+        self._state.use_sources(self._tags)
+        history = gap is not None and gap.step is not GapStep.OPEN
+        self._state.take(batch.columns, tuple(self._open.values()), (gap.id, gap.progress) if history else None)
         if batch.position is not None:
             self._positions[batch.source] = batch.position
 
@@ -137,11 +133,6 @@ class MemorySink:
     def told(self, kind: NoticeKind) -> list[dict[str, object]]:
         """Return the details of all notices of one kind."""
         return [detail for one, _, detail in self.notices if one is kind]
-
-
-def _reading(stored: Stored) -> Reading:
-    source = stored.ts_ns if stored.ts_source_ns is None else stored.ts_source_ns
-    return Reading(stored.ts_ns, source, stored.kind, stored.value, stored.quality, stored.flags)
 
 
 class FileSink(MemorySink):

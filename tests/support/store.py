@@ -85,9 +85,9 @@ class Store:
         )
         return replace(request, **changes)
 
-    def seal(self) -> list[SegmentName]:
-        """Make segments of the present journal, which stays, and begin the next."""
-        result = seal(self.request())
+    def seal(self, **changes) -> list[SegmentName]:
+        """Make segments of the present journal (of what the changed request says), which stays, and begin the next."""
+        result = seal(self.request(**changes))
         assert result.error == "", result.error
         names = [self._publish(part) for part in result.parts]
         self.roll()

@@ -122,6 +122,13 @@ def test_an_earlier_generation_is_not_read_beyond_its_end(tmp_path):
     assert rows(tmp_path, "SELECT generation, count(*) FROM readings GROUP BY ALL ORDER BY ALL") == [[GENERATION, 5], [8 << 32 | 1, 3]]
 
 
+def test_a_journal_sealed_in_part_is_counted_once(tmp_path):
+    store = Store(tmp_path / "g.main").add(some(0, 5)).add(some(5, 5))
+    store.seal(last_block=0)
+    store.add(some(10, 1))
+    assert rows(tmp_path, "SELECT count(*), count(DISTINCT seq) FROM readings") == [[11, 11]]
+
+
 def test_what_is_beyond_durable_is_not_seen(store, ring):
     mark = (store.root / layout.DURABLE).read_bytes()
     store.add(some(8, 4))
@@ -369,5 +376,6 @@ def test_a_missing_tag_table_is_named(store, ring):
 
 def test_texts_from_a_plant_cannot_become_sql(tmp_path):
     table = TagTable("g", "g.main", "s", "UTC", ("p",), (Tag(16, "a", "x'); DROP VIEW readings; --", "p", states=((1, "it's"),)),))
-    Store(tmp_path / "it's a ring" / "g.main", table=table).add(some(0, 2))
+    Store(tmp_path / "it's a ring" / "g.main", table=table).add(some(0, 2)).seal()
+    assert rows(tmp_path / "it's a ring", "SELECT count(*) FROM readings") == [[2]]
     assert rows(tmp_path / "it's a ring", "SELECT path, states FROM tags") == [["x'); DROP VIEW readings; --", json.dumps({"1": "it's"})]]

@@ -94,7 +94,7 @@ def test_a_torn_tail_is_dropped_and_a_hole_is_named(tmp_path):
     for i in range(3):
         ring.append(some(i, 1))
         ring.commit(instant())
-    path = tmp_path / ring._active.name.path
+    path = tmp_path / ring._journals.active.facts.name.path
     crash(ring)
     data = bytearray(path.read_bytes())
     data[limits.PAGE_BYTES * 3 + 60] ^= 1  # page 0 header, 1 empty block, then readings 0, 1, 2: the middle one rots
@@ -138,10 +138,10 @@ def test_after_a_failed_sync_the_same_block_goes_to_a_new_journal(tmp_path):
     ring.use_table(TABLE)
     ring.commit(instant())
     ring.append(some(0, 3))
-    first = ring._active.name
+    first = ring._journals.active.facts.name
     _FailingSync.fail = True
     assert ring.commit(instant()).end_seq == 3
-    assert ring._active.name.serial == first.serial + 1
+    assert ring._journals.active.facts.name.serial == first.serial + 1
     assert [v for _, _, v in read_all(tmp_path)] == [0, 1, 2]
     crash(ring)
     assert open_ring(tmp_path, nonce=2).state.predecessor[1] == 3
@@ -161,16 +161,19 @@ def test_readers_stop_at_the_durable_mark(tmp_path):
 
 def test_a_commit_of_many_blocks_is_all_or_nothing(tmp_path):
     ring = open_ring(tmp_path)
+    mark = (tmp_path / layout.DURABLE).read_bytes()
     n = limits.BLOCK_READINGS_MAX + 10
     ring.append(some(0, n), 0, b"p")
     done = ring.commit(instant())
     assert done.last_block > done.first_block
-    path = tmp_path / ring._active.name.path
+    path = tmp_path / ring._journals.active.facts.name.path
     crash(ring)
     data = bytearray(path.read_bytes())
     end = bytes(data).rstrip(b"\0")
     data[len(end) - 5 : len(end)] = bytes(5)  # the last block of the commit is torn
     path.write_bytes(data)
+    (tmp_path / layout.DURABLE).write_bytes(mark)  # the power went before it was acknowledged
     again = open_ring(tmp_path, nonce=2)
-    assert again.state.predecessor[1] == 0
+    assert again.state.predecessor is None
+    assert again.state.lost == ()
     assert again.last.positions == {}

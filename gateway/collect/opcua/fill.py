@@ -88,8 +88,8 @@ def harvest(feed: Feed, chunk: Sequence[Debt], results: Sequence[History], curso
     """Take from an answer what is owed. Nodes with more to come say how far all are complete."""
     ends = [int(one.items.source_ns.max()) for one in results if one.point and len(one.items)]
     stop_ns = min(ends, default=None)
-    if stop_ns is not None and stop_ns <= cursor_ns:
-        stop_ns += 1  # a thousand values of one instant: no server means that, and we do not ask for ever
+    if stop_ns is not None:
+        stop_ns = max(stop_ns, cursor_ns + 1)  # a thousand values of one instant, or from before it: we do not ask for ever
     parts, unserved = [], 0
     for debt, one in zip(chunk, results, strict=True):
         if one.status >> _BAD and one.status not in _NOTHING_THERE:

@@ -8,9 +8,12 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 STATES ?= 20000
 SEEDS ?= 200
+CYCLES ?= 500
+CUTS ?= 500
+RUNS ?= 200
 NAME ?= ingest
 
-.PHONY: setup demo test check bench crash simulate kill clean
+.PHONY: setup demo test check bench crash simulate kill faults clean
 
 setup: $(VENV)/.stamp
 
@@ -45,6 +48,11 @@ simulate: setup
 
 kill: setup
 	$(BIN)/python -m pytest tests/kill -m slow
+
+faults: setup  # a real disk that fails: kill -9, power cuts under ext4, refused system calls
+	$(BIN)/python -m tests.faults.kill --cycles $(CYCLES)
+	$(BIN)/python -m tests.faults.power_cut --states $(CUTS)
+	$(BIN)/python -m tests.faults.inject --runs $(RUNS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

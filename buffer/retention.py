@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from buffer.state import Place
 
 
-
 def spare_journals(
-    journals: Sequence[JournalFacts], covered: tuple[int, int], monotonic_ns: int, over_bytes: int
+    journals: Sequence[JournalFacts], covered: tuple[int, int], monotonic_ns: int, over_bytes: int, pooled: int = 0
 ) -> list[JournalFacts]:
     """Return the journals to give back, oldest first; nothing is lost by it: their readings stand in segments.
 
     An hour after their segment is durable, beyond 256 MiB, or while the ring is over_bytes too large. Never before everything in them
-    stands in a `last` file, which holds all before `covered` (generation, block): they also carry positions and gaps.
+    stands in a `last` file, which holds all before `covered` (generation, block): they also carry positions and gaps. The first `pooled`
+    of them are kept as files, and so make up for none of over_bytes.
     """
     spare = [j for j in journals if not j.runs and (j.name.generation, j.last_block) < covered]
     kept = sum(j.size_bytes for j in spare if j.readings)
@@ -31,7 +31,7 @@ def spare_journals(
         if old or kept > limits.JOURNAL_KEEP_BYTES or over_bytes > 0:
             out.append(journal)
             kept -= journal.size_bytes if journal.readings else 0
-            over_bytes -= journal.size_bytes
+            over_bytes -= journal.size_bytes if len(out) > pooled else 0
     return out
 
 

@@ -63,9 +63,15 @@ class Room:
         return size
 
     def give_back_spare(self, monotonic_ns: int, wanted_bytes: int) -> None:
-        """Give back journals whose readings stand in segments: those too old, too many, or worth wanted_bytes."""
-        for journal in spare_journals(self._journals.closed, self.covered, monotonic_ns, wanted_bytes):
-            self._journals.give_back(journal)
+        """Give back journals whose readings stand in segments: those too old, too many, or worth wanted_bytes.
+
+        Where space is wanted the pool takes one of them (the next journal needs no new zeros) and the others go: what waits in the pool
+        frees nothing, and history was evicted instead.
+        """
+        scarce = wanted_bytes > 0
+        kept = 1 if scarce and not self._journals.free else 0
+        for journal in spare_journals(self._journals.closed, self.covered, monotonic_ns, wanted_bytes, pooled=kept):
+            self._journals.give_back(journal, pool=not scarce or not self._journals.free)
 
     def shrink_pool(self) -> None:
         """Remove waiting journals while the ring is too large."""

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs the servers and tools the tests want that nobody here wrote: node-opcua, libmodbus, PostgreSQL, Chromium, socat, strace.
+# Installs the servers and tools the tests want that nobody here wrote: node-opcua, libmodbus, PostgreSQL, Chromium, socat, strace, FUSE.
 # Debian or Ubuntu; safe to run again. Run as root, or with sudo.
 set -euo pipefail
 cd "$(dirname "$0")"
 want=()
-for package in chromium postgresql libmodbus-dev pkg-config gcc libc6-dev socat strace iproute2; do
+for package in chromium postgresql libmodbus-dev pkg-config gcc libc6-dev socat strace iproute2 fuse3 e2fsprogs; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || want+=("$package")
 done
 if [ "${#want[@]}" -gt 0 ]; then

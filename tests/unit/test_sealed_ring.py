@@ -17,6 +17,8 @@ from buffer.seal import result_from, to_line
 from buffer.segment import seal
 from buffer.storage import PosixReadStorage
 from buffer.types import make_columns
+from gateway.trust.keys import create_signer
+from tests.faults import ring_work
 from tests.support.keys import Key
 from tests.unit.test_ring import crash, instant, open_ring, some
 
@@ -80,3 +82,12 @@ def test_a_part_that_is_not_what_the_child_checked_is_refused(tmp_path, change):
     result = seal(request)
     with pytest.raises(CorruptError, match="not what the child checked"):
         ring.adopt(request, replace(result, parts=(replace(result.parts[0], **change),)), instant())
+
+
+def test_journals_that_stand_in_segments_go_before_history(tmp_path):
+    """The ring is full of journals kept for an hour after their segment: they go first, the pool keeps one, and no reading goes."""
+    signer = create_signer(tmp_path / "data.key")
+    (tmp_path / "ring").mkdir()
+    told = []
+    ring_work.work(tmp_path / "ring", signer, 12 * ring_work.JOURNAL_BYTES, 150, told.append)
+    assert sorted(ring_work.held(tmp_path / "ring").values()) == list(range(told[-1] + 1))

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from buffer import limits
 from gateway import settings as s
-from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file
+from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file, parse_toml, read_text
 from gateway.errors import ConfigError
 from gateway.tagfile import parse_tags
+from gateway.trust.enrolment import Identity, ReceiverIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,15 +19,17 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
     """Return the settings of a gateway box; tags are read from tags.csv. Raise ConfigError with every mistake at once."""
     file = parse_file(GatewayFile, path)
     base = path.resolve().parent
-    rows = parse_tags((base / file.gateway.tags).read_bytes(), set(file.source)) if (base / file.gateway.tags).exists() else None
-    if rows is None:
-        raise ConfigError(f"{base / file.gateway.tags}: no such file", "Write the tag table, or name it in [gateway] tags.")
+    rows, wrong = _tags(base / file.gateway.tags, set(file.source))
+    tags_read = not wrong
     sources = tuple(_source(name, one, base, file.gateway, tuple(r for r in rows if r.source == name)) for name, one in file.source.items())
-    _check_sources(path, sources, pinned)
     r = file.receiver
     ring = file.ring
     if ring.max_size < limits.RING_BYTES_MIN:
-        raise ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks.")
+        wrong.append(ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks."))
+    if not 10 * s.MILLISECOND <= ring.commit <= 10 * s.SECOND:
+        wrong.append(ConfigError(f"{path}: ring.commit is not between 10 ms and 10 s", "Write 1 s; what is not committed yet may be lost."))
+    wrong += _wrong_sources(path, sources, pinned, tags_read)
+    raise_all(wrong)
     return s.GatewaySettings(
         id=file.gateway.id,
         site=file.gateway.site,
@@ -80,7 +83,59 @@ def load_site(path: Path) -> s.SiteSettings:
         ),
         sinks=tuple(s.SinkSettings(name, x.kind, base / x.dsn_file, tuple(x.tags), x.future, x.views) for name, x in file.sink.items()),
         console_listen=(console_host.strip("[]"), int(console_port)),
+        console_users=file.console.users,
+        alarm=_alarm(file, base),
     )
+
+
+def _alarm(file: SiteFile, base: Path) -> s.AlarmSettings | None:
+    if file.alarm is None:
+        return None
+    mail = file.alarm.mail
+    return s.AlarmSettings(
+        base / file.alarm.webhook_file if file.alarm.webhook_file else None, tuple(mail.to) if mail else (), mail.via if mail else ""
+    )
+
+
+# ---- who this machine is ----
+
+
+def load_identity(path: Path) -> Identity | ReceiverIdentity:
+    """Return whose keys a configuration file names, a gateway's or a receiver's; tags.csv is not looked at. Raise ConfigError."""
+    base = path.resolve().parent
+    if is_gateway_file(path):
+        file = parse_file(GatewayFile, path)
+        r, box = file.receiver, file.gateway
+        data_key = base / box.data_key
+        return Identity(
+            gateway=box.id,
+            tls_key=base / r.key,
+            certificate=base / r.certificate,
+            receiver_ca=base / r.ca,
+            receipt_key=base / r.receipt_key,
+            data_keys={f"{box.id}.{box.stream}": data_key},
+            request=data_key.parent / f"{box.id}.request",
+        )
+    site = parse_file(SiteFile, path)
+    key = base / site.receiver.receipt_key
+    return ReceiverIdentity(
+        name=site.receiver.name,
+        tls_key=base / site.tls.key,
+        certificate=base / site.tls.certificate,
+        gateways_ca=base / site.tls.gateways_ca,
+        receipt_key=key,
+        request=key.parent / f"{site.receiver.name}.request",
+    )
+
+
+def receiver_address(path: Path) -> str:
+    """Return where a gateway's receiver is; raise ConfigError."""
+    return parse_file(GatewayFile, path).receiver.address
+
+
+def is_gateway_file(path: Path) -> bool:
+    """Say whether this is a gateway.toml (a table [gateway]) or a receiver.toml (a list [[gateway]], or none). Raise ConfigError."""
+    return isinstance(parse_toml(read_text(path), path).get("gateway"), dict)
 
 
 def _load(load: LoadTable) -> s.Load:
@@ -136,14 +191,33 @@ def _source(name: str, one: OpcuaTable | ModbusTable, base: Path, box: GatewayTa
     )
 
 
-def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ...], pinned: bool) -> None:
+def _tags(path: Path, sources: set[str]) -> tuple[tuple[s.TagRow, ...], list[ConfigError]]:
+    try:
+        return parse_tags(path.read_bytes(), sources, str(path)), []
+    except FileNotFoundError:
+        return (), [ConfigError(f"{path}: no such file", "Write the tag table, or name it in [gateway] tags.")]
+    except OSError as error:
+        return (), [ConfigError(f"{path}: {error.strerror}", "Check owner and mode of the file.")]
+    except ConfigError as error:
+        return (), [error]
+
+
+def _wrong_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ...], pinned: bool, tags_read: bool) -> list[ConfigError]:
+    wrong = []
     for source in sources:
-        if source.alive and source.alive.tag not in {tag.id for tag in source.tags}:
-            raise ConfigError(
-                f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv."
-            )
+        if tags_read and source.alive and source.alive.tag not in {tag.id for tag in source.tags}:
+            message = f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source"
+            wrong.append(ConfigError(message, "Name one of its tags in tags.csv."))
         secured = isinstance(source, s.OpcuaSource) and source.security != "None"
         if pinned and secured and isinstance(source, s.OpcuaSource) and source.server_certificate is None:
-            raise ConfigError(
-                f"{path}: source.{source.name} has no server_certificate", f"Pin it: ebbgate trust {source.name} shows and writes it."
-            )
+            message = f"{path}: source.{source.name} has no server_certificate"
+            wrong.append(ConfigError(message, f"Pin it: ebbgate trust {source.name} shows and writes it."))
+    return wrong
+
+
+def raise_all(wrong: list[ConfigError]) -> None:
+    """Raise one error that says all of them; return where there are none."""
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise ConfigError("\n  ".join(f"{one.message}\n  {one.remedy}" for one in wrong), "Nothing was started.")

@@ -6,22 +6,27 @@ the file they stand in. Sizes, times and rates are written "25 GB", "1 s", "5 Mb
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import tomllib
 import zoneinfo
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from buffer import limits
+from gateway import configerrors
 from gateway import settings as s
 from gateway.errors import ConfigError
 from gateway.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
 
-_ERRORS_SHOWN_MAX = 50
+FILE_BYTES_MAX = 1024 * 1024  # a thousand sources of a kilobyte each
+
+
+POLICIES = ("Basic256Sha256", "Aes128Sha256RsaOaep", "Aes256Sha256RsaPss")  # OPC 10000-7; older ones are broken
 
 File = TypeVar("File", bound=BaseModel)
 
@@ -64,14 +69,44 @@ def _window(value: object) -> object:
     return value
 
 
+def _security(value: object) -> object:
+    if value != "None" and not (isinstance(value, str) and re.fullmatch(rf"({'|'.join(POLICIES)}) (Sign|SignAndEncrypt)", value)):
+        message = f"write policy and mode, as Basic256Sha256 SignAndEncrypt, or None; policies: {', '.join(POLICIES)}"
+        raise ValueError(message)
+    return value
+
+
+def _plain(parse: Callable[[str], int]) -> BeforeValidator:
+    """Read "1 s": a bare number is told to name its unit, another type is refused as what it is."""
+
+    def read(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            message = "write it as a text with its unit, in double quotes"
+            raise ValueError(message)
+        return parse(str(value))
+
+    return BeforeValidator(read)
+
+
+def _opcua_url(value: object) -> object:
+    url = urlsplit(str(value))
+    if url.scheme != "opc.tcp" or not url.hostname or "@" in url.netloc:
+        message = "write opc.tcp://192.168.10.7:4840, without user and password (they have keys of their own)"
+        raise ValueError(message)
+    _literal_address(url.hostname)
+    return value
+
+
 Id = Annotated[str, BeforeValidator(_identifier)]
-Duration = Annotated[int, BeforeValidator(lambda v: parse_duration_ns(str(v)))]
-Size = Annotated[int, BeforeValidator(lambda v: parse_size_bytes(str(v)))]
-Rate = Annotated[int, BeforeValidator(lambda v: parse_rate_bps(str(v)))]
+Duration = Annotated[int, _plain(parse_duration_ns)]
+Size = Annotated[int, _plain(parse_size_bytes)]
+Rate = Annotated[int, _plain(parse_rate_bps)]
 Address = Annotated[str, BeforeValidator(_literal_address)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Timezone = Annotated[str, BeforeValidator(_timezone)]
 Window = Annotated[str, BeforeValidator(_window)]
+Security = Annotated[str, BeforeValidator(_security)]
+OpcuaUrl = Annotated[str, BeforeValidator(_opcua_url)]
 
 
 class _Table(BaseModel):
@@ -149,8 +184,8 @@ class OpcuaTable(_Source):
     """[source.NAME] with kind opcua."""
 
     kind: Literal["opcua"]
-    urls: list[str] = Field(min_length=1, max_length=4)
-    security: str = "Basic256Sha256 SignAndEncrypt"
+    urls: list[OpcuaUrl] = Field(min_length=1, max_length=4)
+    security: Security = "Basic256Sha256 SignAndEncrypt"
     server_certificate: str = ""
     certificate: str = "pki/opcua.der"
     key: str = "pki/opcua.key"
@@ -166,7 +201,7 @@ class ModbusTable(_Source):
     """[source.NAME] with a Modbus kind."""
 
     kind: Literal["modbus-tcp", "modbus-rtu-tcp", "modbus-rtu"]
-    address: str
+    address: str = Field(min_length=1)
     unit: int = Field(1, ge=0, le=255)
     order: Literal["ABCD", "CDAB", "BADC", "DCBA"] = "ABCD"
     gap: int = Field(0, ge=0, le=100)
@@ -181,6 +216,18 @@ class ModbusTable(_Source):
     parity: Literal["N", "E", "O"] = "E"
     stop_bits: int = Field(1, ge=1, le=2)
     clock: _Clock = _Clock(use="gateway")
+
+    @field_validator("address")
+    @classmethod
+    def _reachable(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "modbus-rtu":
+            if not value.startswith("/dev/"):
+                message = "write the serial device, as /dev/serial/by-id/usb-..."
+                raise ValueError(message)
+        else:
+            _host_port(value)
+            _literal_address(value.rpartition(":")[0].strip("[]"))
+        return value
 
 
 class _Disclose(_Table):
@@ -235,8 +282,19 @@ class _Sink(_Table):
     views: bool = True
 
 
+class _Mail(_Table):
+    to: list[str] = Field(min_length=1, max_length=100)
+    via: HostPort
+
+
+class _Alarm(_Table):
+    webhook_file: str = ""
+    mail: _Mail | None = None
+
+
 class _Console(_Table):
     listen: HostPort = "127.0.0.1:8080"
+    users: Literal["none", "local"] = "none"
 
 
 class SiteFile(_Table):
@@ -247,55 +305,43 @@ class SiteFile(_Table):
     gateway: list[_GatewayPolicy] = []
     lake: _Lake | None = None
     sink: dict[Id, _Sink] = {}
+    alarm: _Alarm | None = None
     console: _Console = _Console()
 
 
 # ---- reading ----
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """Return a configuration file; raise ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise ConfigError(f"{path}: longer than 1 MiB", "Name the right file.")
+        return path.read_text(encoding="utf-8-sig")  # an editor on Windows writes a mark first
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", "Give --config FILE, or make one with `ebbgate init`.") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "Check owner and mode of the file.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8", "Save the file as UTF-8.") from None
+
+
+def parse_toml(text: str, path: Path) -> dict[str, Any]:
+    """Return the tables of a file; raise ConfigError that names line and column."""
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", "Correct the TOML at that place; texts stand in double quotes.") from None
 
 
-def _known_keys(model: type[BaseModel], place: tuple[str | int, ...]) -> list[str]:
-    """Return the keys allowed where a mistake was made, for 'did you mean'."""
-    at: Any = model
-    for step in place:
-        fields = getattr(at, "model_fields", None)
-        if fields is None or step not in fields:
-            break
-        at = fields[step].annotation
-    return list(getattr(at, "model_fields", {}))
-
-
-def _explain(model: type[BaseModel], error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
-    place = ".".join(str(step) for step in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
-    wrong = str(error["loc"][-1])
-    kinds: dict[str, type[BaseModel]] = {"opcua": OpcuaTable, "modbus-tcp": ModbusTable, "modbus-rtu-tcp": ModbusTable, "modbus-rtu": ModbusTable}
-    inner = [kinds[x] for x in error["loc"] if x in kinds]
-    keys = list(inner[0].model_fields) if inner else _known_keys(model, error["loc"][:-1])
-    near = difflib.get_close_matches(wrong, keys, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(keys) or 'nothing'}"
-    return f"{place}: unknown key; {hint}"
-
-
 def parse_file(model: type[File], path: Path) -> File:
     """Return the file as `model`; raise ConfigError with every mistake at once."""
-    body = _toml(path)
+    return parse_text(model, read_text(path), path)
+
+
+def parse_text(model: type[File], text: str, path: Path) -> File:
+    """Return a file's text as `model`; `path` is for messages. Raise ConfigError with every mistake at once."""
     try:
-        return model.model_validate(body)
+        return model.model_validate(parse_toml(text, path))
     except ValidationError as error:
-        lines = [_explain(model, one) for one in error.errors()[:_ERRORS_SHOWN_MAX]]
-        message = f"{path}: {len(lines)} mistake{'s' if len(lines) > 1 else ''}\n    " + "\n    ".join(lines)
-        raise ConfigError(message, "Correct the file; nothing was started.") from None
+        raise configerrors.explain(path, text, model, error.errors()) from None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECOND: int = 10**9
+MILLISECOND: int = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,15 @@ class SinkSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmSettings:
+    """Whom to tell. Read and checked; `ebbgate check` says what of it this release acts on."""
+
+    webhook_file: Path | None = None  # holds a URL: a secret
+    mail_to: tuple[str, ...] = ()
+    mail_via: str = ""  # host:port
+
+
+@dataclass(frozen=True, slots=True)
 class SiteSettings:
     """The IT side: receive, deliver, console."""
 
@@ -211,3 +221,5 @@ class SiteSettings:
     gateways: tuple[GatewayPolicy, ...]
     sinks: tuple[SinkSettings, ...]
     console_listen: tuple[str, int] = ("127.0.0.1", 8080)
+    console_users: str = "none"  # local: as the configuration wishes it
+    alarm: AlarmSettings | None = None

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 COMMANDS: Final = {
     "demo": ("demo", "A simulated plant, five processes, a console and an outage: one command, no set-up."),
     "init": ("setup", "Write a configuration and keys: init gateway, init receiver."),
-    "ca": ("setup", "The site's small certificate authority: init, sign."),
-    "identity": ("setup", "Keys and certificates of this box: install, show."),
+    "ca": ("authority", "The site's small certificate authority: init, sign, code, serve, revoke, list."),
+    "enroll": ("identity", "Enrol this gateway with a one-time code from the CA."),
+    "identity": ("identity", "Keys and certificates of this machine: show, install, renew, rotate."),
     "check": ("contact", "Explain every mistake in the configuration and test every source."),
     "trust": ("contact", "Show an OPC UA server's certificate and pin it."),
     "read": ("contact", "Read one address of a Modbus source and show every way to understand it."),

@@ -30,6 +30,7 @@ from gateway.collect.tables import Tables, build_tables
 from gateway.collect.writer import Writer
 from gateway.runtime import Runtime, notify
 from gateway.trust.keys import KeyRing, KeySigner, load_signer, spki_der
+from gateway.trust.rotation import retired
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,7 +171,11 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
         make_directory(directory)
     signer = load_signer(settings.data_key)
     verifier = _verifier(settings, signer, root)
-    options = RingOptions(settings.stream, settings.ring.max_bytes, public_keys=(spki_der(signer.public),))
+    before_keys = retired(settings.data_key)
+    for public, _ in before_keys:
+        verifier.trust(public)
+    spki = (spki_der(signer.public), *(spki_der(public) for public, _ in before_keys))
+    options = RingOptions(settings.stream, settings.ring.max_bytes, public_keys=spki)
     newest = _newest_wall_ns(root)
     clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
     now = instant(runtime, clock)
@@ -178,8 +183,8 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     before = _table_before(ring)
     tables = build_tables(settings, before)
     statement = settings.data_key.with_suffix(".statement")
-    if statement.exists():
-        ring.add_object(ObjectType.KEY_STATEMENT, statement.read_bytes())
+    for payload in [*(old for _, old in before_keys if old), *([statement.read_bytes()] if statement.exists() else [])]:
+        ring.add_object(ObjectType.KEY_STATEMENT, payload)
     ring.use_table(encode_table(tables.table))
     ring.commit(now)
     name = f"addresses-{hashlib.sha256(tables.addresses).hexdigest()[:16]}.json"
@@ -198,7 +203,7 @@ def _verifier(settings: GatewaySettings, signer: KeySigner, root: Path) -> KeyRi
     if not settings.data_key.with_suffix(".statement").exists() and not (root / "durable").exists():
         log.warning(
             "this data key has no statement yet: the receiver will ask for one",
-            extra={"data": {"remedy": "ebbgate ca statement, then put it beside the key"}},
+            extra={"data": {"remedy": "enrol: ebbgate enroll, or ebbgate identity install"}},
         )
     keys = KeyRing()
     keys.trust(signer.public)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -108,12 +108,51 @@ def load_certificate_key(path: Path) -> ec.EllipticCurvePublicKey:
     return public
 
 
+def authority_key(pem: bytes) -> ec.EllipticCurvePublicKey:
+    """Return the public key in a CA certificate that came in a message; raise TrustError."""
+    public = _parsed(pem).public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise TrustError("a CA certificate that is not P-256", "Make the CA with `ebbgate ca init`.")
+    return public
+
+
+def authority_der(pem: bytes) -> bytes:
+    """Return a CA certificate as DER; raise TrustError."""
+    return _parsed(pem).public_bytes(serialization.Encoding.DER)
+
+
+def _parsed(pem: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise TrustError(f"not a certificate: {error}", "Ask for the file again.") from None
+
+
+def is_signed_by(certificate_pem: bytes, authority_pem: bytes) -> bool:
+    """Say whether a certificate was issued by this CA; raise TrustError if either is none."""
+    certificate, authority = _parsed(certificate_pem), _parsed(authority_pem)
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def make_request(key: Path, gateway: str) -> bytes:
     """Return a certificate request for the TLS key in `key`, PEM; the key is made, 0600, where there is none."""
+    return _make_request(key, gateway, [x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
+
+
+def make_server_request(key: Path, name: str, hosts: list[str]) -> bytes:
+    """Return a receiver's certificate request for these names and addresses, PEM; the key is made where there is none."""
+    return _make_request(key, name, [_general_name(host) for host in hosts])
+
+
+def _make_request(key: Path, name: str, names: list[x509.GeneralName]) -> bytes:
     if not key.exists():
         write_private(key, ec.generate_private_key(ec.SECP256R1()))
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(_name(gateway)).add_extension(names, critical=False)
+    request = x509.CertificateSigningRequestBuilder().subject_name(_name(name))
+    request = request.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return request.sign(_load_key(key), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
@@ -129,18 +168,39 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def sign_request(authority: Authority, request_pem: bytes, gateway: str, now: dt.datetime) -> bytes:
     """Return a TLS client certificate for `gateway`, PEM; raise TrustError if the request is not for it, or not signed by its key."""
-    try:
-        request = x509.load_pem_x509_csr(request_pem)
-        uris = _uris(request.extensions)
-        valid = request.is_signature_valid
-    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm) as error:
-        raise TrustError(f"not a certificate request of ours: {error}", "Make it with `ebbgate identity csr`.") from None
-    if not valid:
-        raise TrustError("the request's own signature does not fit", "Make it again with `ebbgate identity csr`.")
+    request, names_asked = _checked_request(request_pem)
+    uris = names_asked.get_values_for_type(x509.UniformResourceIdentifier)
     if uris != [GATEWAY_URN + gateway]:
         raise TrustError(f"the request is for {uris}, not for gateway {gateway!r}", "Sign the right file, or name the right gateway.")
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(GATEWAY_URN + gateway)])
     return _pem(_leaf(authority, request.public_key(), gateway, names, ExtendedKeyUsageOID.CLIENT_AUTH, now))
+
+
+def sign_server_request(authority: Authority, request_pem: bytes, now: dt.datetime) -> bytes:
+    """Return a TLS server certificate for the names and addresses a receiver asks for, PEM; raise TrustError."""
+    request, asked = _checked_request(request_pem)
+    hosts = request_hosts(request_pem)
+    if not hosts:
+        raise TrustError("the request names no host", "Make it again with `ebbgate init receiver --host NAME`.")
+    return _pem(_leaf(authority, request.public_key(), hosts[0], asked, ExtendedKeyUsageOID.SERVER_AUTH, now))
+
+
+def request_hosts(request_pem: bytes) -> list[str]:
+    """Return the names and addresses a receiver's request asks for; raise TrustError."""
+    _, asked = _checked_request(request_pem)
+    return asked.get_values_for_type(x509.DNSName) + [str(x) for x in asked.get_values_for_type(x509.IPAddress)]
+
+
+def _checked_request(request_pem: bytes) -> tuple[x509.CertificateSigningRequest, x509.SubjectAlternativeName]:
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        valid = request.is_signature_valid
+    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm) as error:
+        raise TrustError(f"not a certificate request of ours: {error}", "Make it again: ebbgate identity renew.") from None
+    if not valid:
+        raise TrustError("the request's own signature does not fit", "Make it again: ebbgate identity renew.")
+    return request, names
 
 
 def _uris(extensions: x509.Extensions) -> list[str]:
@@ -149,19 +209,17 @@ def _uris(extensions: x509.Extensions) -> list[str]:
 
 def certificate_fits_key(certificate_pem: bytes, key: Path) -> bool:
     """Say whether a certificate is for the private key in a file; raise TrustError if either is none of ours."""
-    try:
-        public = x509.load_pem_x509_certificate(certificate_pem).public_key()
-    except ValueError as error:
-        raise TrustError(f"not a certificate: {error}", "Ask the CA for the answer to your request again.") from None
-    return public == _load_key(key).public_key()
+    return _parsed(certificate_pem).public_key() == _load_key(key).public_key()
 
 
-def create_server_certificate(authority: Authority, certificate: Path, key: Path, hosts: list[str], now: dt.datetime) -> None:
-    """Make the receiver's TLS key and certificate for these names and addresses."""
+def create_server_certificate(
+    authority: Authority, certificate: Path, key: Path, hosts: list[str], now: dt.datetime, days: int = TLS_DAYS
+) -> None:
+    """Make a TLS server's key and certificate for these names and addresses."""
     private = ec.generate_private_key(ec.SECP256R1())
     write_private(key, private)
     names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
-    publish_file(certificate, _pem(_leaf(authority, private.public_key(), hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now)))
+    publish_file(certificate, _pem(_leaf(authority, private.public_key(), hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now, days)))
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -172,10 +230,16 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _leaf(
-    authority: Authority, public: object, name: str, names: x509.SubjectAlternativeName, purpose: x509.ObjectIdentifier, now: dt.datetime
+    authority: Authority,
+    public: object,
+    name: str,
+    names: x509.SubjectAlternativeName,
+    purpose: x509.ObjectIdentifier,
+    now: dt.datetime,
+    days: int = TLS_DAYS,
 ) -> x509.Certificate:
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-        raise TrustError("the request's key is not P-256", "Make it with `ebbgate identity csr`.")
+        raise TrustError("the request's key is not P-256", "Make it again: ebbgate identity renew.")
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name))
@@ -183,7 +247,7 @@ def _leaf(
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + dt.timedelta(days=TLS_DAYS))
+        .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -262,10 +326,21 @@ def identify_client(
 
 def days_left(certificate: Path, now: dt.datetime) -> int:
     """Return how many days a PEM certificate is still valid (negative: expired); raise TrustError."""
+    return (load_certificate(certificate).not_valid_after_utc - now).days
+
+
+def serial(certificate: Path) -> int:
+    """Return the serial number of a PEM certificate; raise TrustError."""
+    return load_certificate(certificate).serial_number
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """Return the certificate in a file, PEM or DER; raise TrustError."""
     try:
-        return (x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc - now).days
+        data = path.read_bytes()
+        return x509.load_pem_x509_certificate(data) if data.startswith(b"-----") else x509.load_der_x509_certificate(data)
     except (OSError, ValueError) as error:
-        raise TrustError(f"{certificate}: {error}", "Install the certificate again.") from None
+        raise TrustError(f"{path}: not a certificate that can be read: {error}", "Install it again: ebbgate identity install.") from None
 
 
 # ---- TLS ----
@@ -297,6 +372,15 @@ def client_context(certificate: Path | None, key: Path | None, server_ca: Path, 
     if not check_time:
         context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
     _load(context, certificate, key, server_ca)
+    return context
+
+
+def pinned_context(authority_pem: bytes) -> ssl.SSLContext:
+    """Return a client's context that trusts this CA alone and checks the server's name, not the times. No client certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
+    context.load_verify_locations(cadata=authority_pem.decode("ascii", "replace"))
     return context
 
 

@@ -90,6 +90,11 @@ class KeySigner:
         return self._key_id
 
     @property
+    def private(self) -> PrivateKey:
+        """The key itself, for the one file it is written to."""
+        return self._private
+
+    @property
     def algorithm(self) -> int:
         """COSE algorithm."""
         return EDDSA if isinstance(self._private, Ed25519PrivateKey) else ES256
@@ -113,19 +118,22 @@ def write_private(path: Path, private: Any) -> None:  # noqa: ANN401 -- any key 
     publish_file(path, pem, mode=PRIVATE_MODE)
 
 
-def read_private_bytes(path: Path) -> bytes:
-    """Return a private file; raise TrustError if it is absent, too long, or readable by group or others."""
+def read_private_bytes(path: Path, most: int = KEY_FILE_BYTES_MAX) -> bytes:
+    """Return a private file; raise TrustError if it is absent, too long, readable by group or others, or theirs to replace."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        raise TrustError(f"{path}: {error.strerror}", "Create it with ebbgate identity, or correct the path.") from error
+        raise TrustError(f"{path}: {error.strerror}", "Correct the path, or make the file again (keys: ebbgate init).") from error
     with os.fdopen(fd, "rb") as file:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise TrustError(f"{path}: a private key that group or others may open", f"Run: chmod 600 {path}")
-        data = file.read(KEY_FILE_BYTES_MAX + 1)
-    if len(data) > KEY_FILE_BYTES_MAX:
-        raise TrustError(f"{path}: too long for a key")
+            raise TrustError(f"{path}: a secret that group or others may open", f"Run: chmod 600 {path}")
+        data = file.read(most + 1)
+    above = path.parent.stat().st_mode
+    if above & (stat.S_IWGRP | stat.S_IWOTH) and not above & stat.S_ISVTX:
+        raise TrustError(f"{path.parent}: group or others may put another file there", f"Run: chmod go-w {path.parent}")
+    if len(data) > most:
+        raise TrustError(f"{path}: too long for a private file of ours", "Is this the right file?")
     return data
 
 
@@ -141,9 +149,14 @@ def load_signer(path: Path) -> KeySigner:
     return KeySigner(private)
 
 
+def generate() -> Ed25519PrivateKey:
+    """Return a new data key."""
+    return Ed25519PrivateKey.generate()
+
+
 def create_signer(path: Path) -> KeySigner:
     """Make a new Ed25519 key at `path`, and its public half at `path` with suffix .pub; raise TrustError if there is one."""
-    private = Ed25519PrivateKey.generate()
+    private = generate()
     write_private(path, private)
     publish_file(path.with_suffix(".pub"), public_pem(private.public_key()))
     return KeySigner(private)
@@ -164,6 +177,17 @@ def load_public(path: Path) -> PublicKey:
         raise TrustError(f"{path}: not a public key in PEM") from error
     if not isinstance(public, Ed25519PublicKey | EllipticCurvePublicKey) or not _ours(public):
         raise TrustError(f"{path}: neither Ed25519 nor P-256")
+    return public
+
+
+def check_public_pem(pem: bytes) -> PublicKey:
+    """Return the public key in a message; raise TrustError."""
+    try:
+        public = serialization.load_pem_public_key(pem[:KEY_FILE_BYTES_MAX])
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError(f"not a public key in PEM: {error}", "Ask for the file again.") from None
+    if not isinstance(public, Ed25519PublicKey | EllipticCurvePublicKey) or not _ours(public):
+        raise TrustError("a public key that is neither Ed25519 nor P-256", "Ask for the file again.")
     return public
 
 

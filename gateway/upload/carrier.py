@@ -32,6 +32,7 @@ class Cause(StrEnum):
     WRONG_KEY = "wrong_receipt_key"
     BUSY = "receiver_busy"
     OBJECTS = "objects_missing"
+    CLOCK = "clock"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from cryptography import x509
 from yarl import URL
 
 from gateway.errors import ConfigError, TrustError
-from gateway.trust.certs import client_context
+from gateway.trust.certs import client_context, load_certificate
 from gateway.upload.carrier import Answer, CarrierError, Cause, altered, explain_status
 from gateway.wire.request import ANSWER_BYTES_MAX, FRAMES_TYPE, Lane
 
@@ -47,6 +47,7 @@ DSCP_CS1_TOS: Final = 0x20  # lower effort (RFC 8622 names its successor; CS1 is
 HEADER_LINE_BYTES_MAX: Final = 2048
 HEADERS_MAX: Final = 32
 _PROBE_SECONDS: Final = 5.0
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, (62, 64)  # X509_V_ERR_* of OpenSSL
 _TEXT_CHARS_MAX: Final = 160  # of texts that came from outside, in messages
 
 
@@ -135,7 +136,7 @@ class HttpsCarrier:
             raise ConfigError(f"receiver address {self._address!r} is not a number", "There is no DNS on this box: write an IP address.")
         self._proxy = settings.proxy or None
         self._certificate = settings.certificate
-        self._context = client_context(settings.certificate, settings.private_key, settings.ca)
+        self._context = client_context(settings.certificate, settings.private_key, settings.ca, check_time=_clock_is_possible(runtime, settings))
         self._connections = {Lane.LIVE: 2, Lane.BACKFILL: settings.backfill.in_flight}
         self._sessions: dict[Lane, aiohttp.ClientSession] = {}
 
@@ -175,7 +176,7 @@ class HttpsCarrier:
         except TrustError:
             raise
         except aiohttp.ClientConnectorCertificateError as error:
-            raise await self._not_our_receiver(str(error.certificate_error)) from error
+            raise await self._not_our_receiver(error.certificate_error) from error
         except (aiohttp.ClientError, OSError, ssl.SSLError, TimeoutError, ValueError) as error:
             raise self._explain(error, begun=body.begun) from error
 
@@ -225,9 +226,11 @@ class HttpsCarrier:
         )
         return CarrierError(Cause.CERTIFICATE_REFUSED, f"{self._address} closes the connection after the handshake", remedy, reached=True)
 
-    async def _not_our_receiver(self, why: str) -> CarrierError:
+    async def _not_our_receiver(self, why: Exception) -> CarrierError:
+        if told := _wrong_time_or_name(why, self._name, self._address):
+            return told
         issuer = await self._issuer()
-        shown = f"issued by {issuer!r}" if issuer else why[:_TEXT_CHARS_MAX]
+        shown = f"issued by {issuer!r}" if issuer else str(why)[:_TEXT_CHARS_MAX]
         remedy = f"If a device inspects TLS, ask IT to exempt {self._name}:{self._port}; if the receiver got a new CA, install it as `ca`."
         return CarrierError(Cause.TLS_INSPECTION, f"the certificate at {self._address} is not our receiver's: {shown}", remedy, reached=True)
 
@@ -252,12 +255,35 @@ class HttpsCarrier:
         self._sessions.clear()
 
 
+def _wrong_time_or_name(why: Exception, name: str, address: str) -> CarrierError | None:
+    """Return what to say of a certificate that our CA signed and that still does not hold, None for any other."""
+    code = getattr(why, "verify_code", 0)
+    if code == _NOT_YET_VALID:
+        message = f"the receiver's certificate at {address} begins later than this box's clock says it is now"
+        return CarrierError(Cause.CLOCK, message, "Set the clock of this box (or the receiver's, when it was enrolled).", reached=True)
+    if code == _EXPIRED:
+        message = f"the receiver's certificate at {address} has expired"
+        remedy = "On the receiver: ebbgate identity renew. If it has not expired there, set the clock of this box."
+        return CarrierError(Cause.CLOCK, message, remedy, reached=True)
+    if code in _WRONG_NAME:
+        message = f"the receiver at {address} has a certificate for another name than {name}"
+        remedy = "Correct `url` under [receiver], or give the receiver this name: ebbgate identity renew --host."
+        return CarrierError(Cause.TLS, message, remedy, reached=True)
+    return None
+
+
 def _is_ip(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
     except ValueError:
         return False
     return True
+
+
+def _clock_is_possible(runtime: Runtime, settings: Receiver) -> bool:
+    """Say whether this box's clock is later than the beginning of its own certificate; if not, no date can be judged by it."""
+    begin = load_certificate(settings.certificate).not_valid_before_utc if settings.certificate.exists() else None
+    return begin is None or runtime.wall_ns() >= begin.timestamp() * 1e9
 
 
 def _too_long(status: int, length: int) -> CarrierError:

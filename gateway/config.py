@@ -83,6 +83,7 @@ def load_site(path: Path) -> s.SiteSettings:
         ),
         sinks=tuple(s.SinkSettings(name, x.kind, base / x.dsn_file, tuple(x.tags), x.future, x.views) for name, x in file.sink.items()),
         console_listen=(console_host.strip("[]"), int(console_port)),
+        grace_ns=file.tls.grace,
         console_users=file.console.users,
         alarm=_alarm(file, base),
     )

@@ -258,6 +258,7 @@ class _Tls(_Table):
     key: str = "pki/receiver.key"
     gateways_ca: str = "pki/gateways-ca.crt"
     revoked: str = ""
+    grace: Duration = 90 * 86_400 * s.SECOND
 
 
 class _GatewayPolicy(_Table):

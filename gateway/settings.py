@@ -221,5 +221,6 @@ class SiteSettings:
     gateways: tuple[GatewayPolicy, ...]
     sinks: tuple[SinkSettings, ...]
     console_listen: tuple[str, int] = ("127.0.0.1", 8080)
+    grace_ns: int = 90 * 86_400 * SECOND  # an expired client certificate that is not revoked is still good for so long
     console_users: str = "none"  # local: as the configuration wishes it
     alarm: AlarmSettings | None = None

@@ -30,7 +30,7 @@ from gateway.tagcells import Dialect
 from gateway.units import format_duration, parse_duration_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 COLUMNS: Final = (
     *("id", "path", "source", "address", "type", "order", "scale", "offset", "unit", "low", "high"),
@@ -318,28 +318,36 @@ def compare(
 
     renamed: old id -> new id, meant; retired: ids given up on purpose. An id is never reused: to change a name, change the path.
     """
-    old = {row.id: row for row in before}
-    new = {row.id: row for row in after}
-    renamed = renamed or {}
-    findings = [
-        Finding(Level.REFUSED, f"--renamed {a}={b}", "names an id that was not there before or is not there now", "Correct the option.")
-        for a, b in renamed.items()
-        if a not in old or a in new or b not in new
-    ]
-    at = {(row.source, row.address): row.id for row in new.values() if row.id not in old}
-    for row in old.values():
-        if row.id in new:
-            findings += _changes(row, new[row.id])
-        elif renamed.get(row.id) in new or row.id in retired:
-            findings.append(Finding(Level.INFO, row.id, f"becomes {renamed[row.id]}" if row.id in renamed else "is retired"))
-        elif other := at.get((row.source, row.address)):
-            remedy = f"Keep the id and change its path; or say --renamed {row.id}={other} or --retire {row.id}."
-            what = f"vanished, and {other} now reads {row.source} {row.address}: its history would end"
-            findings.append(Finding(Level.REFUSED, row.id, what, remedy))
-        else:
-            findings.append(Finding(Level.WARNING, row.id, "is no longer read", f"Say --retire {row.id} if that is meant."))
-    findings += [Finding(Level.INFO, i, "is new") for i in new if i not in old and i not in renamed.values()]
+    old, rows = {row.id: row for row in before}, list(after)
+    findings = list(vanished({row.id: (row.source, row.address) for row in old.values()}, rows, renamed or {}, retired))
+    findings += [change for row in rows if row.id in old for change in _changes(old[row.id], row)]
+    findings += [Finding(Level.INFO, row.id, "is new") for row in rows if row.id not in old and row.id not in (renamed or {}).values()]
     return tuple(findings)
+
+
+def vanished(
+    before: Mapping[str, tuple[str, str]], after: Iterable[TagRow], renamed: Mapping[str, str], retired: Collection[str]
+) -> Iterator[Finding]:
+    """Yield what became of ids that are gone. before: id -> (source, address); the rest as in `compare`."""
+    new = {row.id: row for row in after}
+    for a, b in renamed.items():
+        if a not in before or a in new or b not in new:
+            yield Finding(Level.REFUSED, f"--renamed {a}={b}", "names an id that was not there before or is not there now", "Correct the option.")
+    for one in retired:
+        if one in new or one not in before:
+            yield Finding(Level.REFUSED, f"--retire {one}", "names an id that is still there, or never was", "Correct the option or the table.")
+    at = {(row.source, row.address): row.id for row in new.values() if row.id not in before}
+    for identity, place in before.items():
+        if identity in new:
+            continue
+        if renamed.get(identity) in new or identity in retired:
+            yield Finding(Level.INFO, identity, f"becomes {renamed[identity]}" if identity in renamed else "is retired")
+        elif other := at.get(place):
+            remedy = f"Keep the id and change its path; or say --renamed {identity}={other} or --retire {identity}."
+            what = f"vanished, and {other} now reads {place[0]} {place[1]}: its history would end"
+            yield Finding(Level.REFUSED, identity, what, remedy)
+        else:
+            yield Finding(Level.WARNING, identity, "is no longer read", f"Say --retire {identity} if that is meant.")
 
 
 def _changes(old: TagRow, new: TagRow) -> Iterable[Finding]:

@@ -6,6 +6,7 @@ tests/unit/test_config.py holds these texts and gateway.configfile together: eve
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,8 @@ receipt_key = "pki/receipt.key"      # signs what gateways may forget
 certificate = "pki/receiver.crt"     # 2 years; renewed by hand: ebbgate identity renew
 key         = "pki/receiver.key"
 gateways_ca = "pki/gateways-ca.crt"  # the CA's own key lives with: ebbgate ca (another user, better another machine)
-# revoked   = "pki/revoked"          # the list that `ebbgate ca revoke` writes; read again every 30 s
+revoked     = "pki/revoked"          # the list that `ebbgate ca revoke` writes; read again every 30 s
+grace       = "90 d"                 # a gateway's expired certificate still counts for so long, with an alarm; "0": not a day
 
 # [[gateway]]                        # one for each gateway that may send here
 # id      = "hall1"
@@ -138,19 +140,21 @@ listen = "127.0.0.1:8080"            # the loopback only; put a reverse proxy wi
 users  = "none"                      # local: logins, in a later release; until then the proxy's
 """
 
-SITE_GATEWAY = """\
-[[gateway]]                          # one for each gateway that may send here
-id      = "@GATEWAY@"
-site    = "@SITE@"
-streams = ["@GATEWAY@.*"]            # what it may send
-silence = "60 s"                     # nothing for this long: shown as silent
-rate    = "100 Mbit/s"               # at most this fast
+_LAKE = "# [lake]"
+_SINK = "# [sink.historian]"
+_GATEWAY = "# [[gateway]]"
 
-[lake]                               # Parquet that any tool reads
-path  = "@LAKE@"
-every = "60 s"                       # files are closed this often; shorter means more and smaller files
-partition = ["site", "date"]         # date in UTC
-"""
+
+def site_text(gateways: Sequence[str], **words: str) -> str:
+    """Return receiver.toml; with gateways, their tables and the lake are in force. words: NAME, LISTEN, LANDING, DELIVER, LAKE, SITE."""
+    head, gateway, lake, sinks = SITE[: SITE.index(_GATEWAY)], *_between(_GATEWAY, _LAKE, _SINK), SITE[SITE.index(_SINK) :]
+    tables = [fill(uncommented(gateway).replace("hall1", one).replace("acme/ghent", words["SITE"] or one)) for one in gateways]
+    parts = [*tables, uncommented(lake).replace("/srv/lake", words["LAKE"])] if gateways else [gateway, lake]
+    return fill(head + "".join(parts) + sinks, **words)
+
+
+def _between(*marks: str) -> list[str]:
+    return [SITE[SITE.index(a) : SITE.index(b)] for a, b in itertools.pairwise(marks)]
 
 
 def fill(template: str, **words: str) -> str:

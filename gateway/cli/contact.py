@@ -1,4 +1,4 @@
-"""ebbgate check, pause, resume: first contact with sources and the daily handles."""
+"""ebbgate trust, read, pause, resume: first contact with sources and the daily handles."""
 
 from __future__ import annotations
 
@@ -8,33 +8,9 @@ from pathlib import Path
 
 import click
 
-from gateway.cli import emit, printable
+from gateway.cli import printable
 from gateway.cli.processes import config_gateway
-from gateway.errors import EXIT_FINDING, ConfigError
-
-
-@click.command("check")
-@config_gateway
-@click.option("--offline", is_flag=True, help="Contact no source.")
-@click.option("--json", "as_json", is_flag=True)
-def check_command(config: Path, offline: bool, as_json: bool) -> None:
-    """Read configuration, tag table, keys and certificates, and ask every source for every tag; say what is wrong.
-
-    Obeys the load contract of each source. Exit code 1 if something must be mended, 2 if the configuration cannot be read.
-    """
-    from gateway.checks import check_all
-    from gateway.config import load_gateway
-    from gateway.findings import Level
-    from gateway.runtime import real
-
-    settings = load_gateway(config)
-    findings = asyncio.run(check_all(settings, real(), contact=not offline))
-    data = [{"level": str(f.level), "where": f.where, "what": f.what, "remedy": f.remedy} for f in findings]
-    tags = sum(len(source.tags) for source in settings.sources)
-    lines = [str(f) for f in findings] or [f"good: {len(settings.sources)} sources, {tags} tags"]
-    emit({"findings": data, "sources": len(settings.sources), "tags": tags}, as_json, lines)
-    if any(f.level == Level.REFUSED for f in findings):
-        raise SystemExit(EXIT_FINDING)
+from gateway.errors import ConfigError
 
 
 def _control(config: Path, source: str) -> Path:

@@ -62,7 +62,8 @@ def _installed(me: Identity | ReceiverIdentity, config: Path) -> None:
     from gateway.trust import certs
 
     left = certs.days_left(me.certificate, dt.datetime.now(dt.UTC))
-    click.echo(f"installed: {me.certificate}, {left} days. Next: ebbgate check --config {config}")
+    click.echo(f"installed: {me.certificate}, {left} days. If upload or receive is running, restart it.")
+    click.echo(f"next: ebbgate check --config {config}")
 
 
 @click.group("identity")

@@ -91,15 +91,13 @@ def init_receiver(directory: Path, name: str, listen: str, hosts: tuple[str, ...
     authority = AuthorityDirectory(ca) if ca else None
     config, pki = directory / "receiver.toml", directory / "pki"
     landing, deliver, lake = _places(directory, "landing", "deliver", "lake")
-    text = templates.fill(templates.SITE, NAME=name, LISTEN=listen, LANDING=landing, DELIVER=deliver)
-    for gateway in gateways:
-        part = templates.SITE_GATEWAY if gateway == gateways[-1] else templates.SITE_GATEWAY.partition("\n[lake]")[0]
-        text += "\n" + templates.fill(part, GATEWAY=gateway, SITE=site or gateway, LAKE=lake)
+    text = templates.site_text(gateways, NAME=name, LISTEN=listen, LANDING=landing, DELIVER=deliver, LAKE=lake, SITE=site)
     parse_text(SiteFile, text, config)
     _fresh(config, pki / "receipt.key", pki / "receiver.key")
     make_directory(pki, PKI_MODE)
     make_directory(directory / "secrets", 0o700)
     publish_file(config, text.encode())
+    publish_file(pki / "revoked", b"# ebbgate ca revoke writes this list; carried over from the CA\n")
     me = load_identity(config)
     if not isinstance(me, enrolment.ReceiverIdentity):
         raise ConfigError(f"{config}: not a receiver's", "This is a defect of ebbgate init.")

@@ -22,7 +22,7 @@ from gateway.lanes import TokenBucket
 from gateway.receive.partial import Partials
 from gateway.receive.receiver import Answer, Receiver, allows
 from gateway.receive.verify import Missing, Refused
-from gateway.trust.certs import identify_client
+from gateway.trust.certs import GRACE_DAYS, identify_client
 from gateway.trust.revocations import Revocations
 from gateway.wire import request as wire
 from gateway.wire.receipt import Refusal
@@ -44,6 +44,8 @@ BODY_SECONDS_MAX: Final = 600  # 8 MiB at 112 kbit/s; slower links continue segm
 GATEWAY_REQUESTS_MAX: Final = 8  # bodies of one gateway under way: one live, four of backlog, some of a second uploader that replaces it
 BODIES_BYTES_MAX: Final = 512 * 1024 * 1024  # of all bodies under way: memory
 PIECE_BYTES: Final = 64 * 1024
+REFUSED_SHOWN_MAX: Final = 64  # of gateways turned away, in the status
+REFUSED_SHOWN_NS: Final = 2 * 3_600 * 10**9  # an uploader that is turned away asks again within an hour
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ class Door:
         self._under_way: Counter[str] = Counter()
         self._body_bytes = 0
         self.revocations = Revocations()
+        self.grace = dt.timedelta(days=GRACE_DAYS)
+        self.refused: dict[str, int] = {}  # why a gateway with a certificate of our CA was turned away -> wall ns of the last time
         self.expired: dict[str, int] = {}  # gateway -> wall ns of the last request with an expired certificate
         self._seen: dict[web.RequestHandler, int] = {}  # connection -> monotonic ns when it last did something
         self._busy: set[web.RequestHandler] = set()
@@ -136,17 +140,24 @@ class Door:
         try:
             if not der:
                 raise TrustError("no client certificate")
-            identity = identify_client(der, dt.datetime.fromtimestamp(now_ns / 1e9, dt.UTC), self.revocations.certificates)
+            identity = identify_client(der, dt.datetime.fromtimestamp(now_ns / 1e9, dt.UTC), self.revocations.certificates, self.grace)
         except TrustError as error:
-            raise _NoAnswer(wire.FORBIDDEN, error.message) from None
+            raise self._turned_away(error.message, now_ns) from None
         policy = self._receiver.policies.get(identity.gateway)
         if policy is None:
-            raise _NoAnswer(wire.FORBIDDEN, f"gateway {identity.gateway!r} is not in receiver.toml: add a [[gateway]] with this id")
+            raise self._turned_away(f"gateway {identity.gateway!r} is not in receiver.toml: add a [[gateway]] with this id", now_ns)
+        if self.refused:
+            self.refused = {said: at for said, at in self.refused.items() if not said.startswith(f"gateway {policy.id}:")}
         if identity.expired:
             self.expired[policy.id] = now_ns
         else:
             self.expired.pop(policy.id, None)
         return policy
+
+    def _turned_away(self, why: str, now_ns: int) -> _NoAnswer:
+        """Remember for the status: TLS has shown that our CA signed this certificate, so there are no more of them than it signed."""
+        self.refused = {said: at for said, at in [*self.refused.items(), (why, now_ns)][-REFUSED_SHOWN_MAX:] if now_ns - at < REFUSED_SHOWN_NS}
+        return _NoAnswer(wire.FORBIDDEN, why)
 
     async def _pieces(self, request: web.BaseRequest, policy: GatewayPolicy, length: int) -> AsyncIterator[bytes]:
         """Yield the body, counted here and paced to the gateway's rate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 from functools import partial
@@ -38,6 +39,7 @@ async def run(runtime: Runtime, settings: SiteSettings, timing: Timing | None = 
     lock = root.lock(layout.LOCK)
     receiver = make_receiver(runtime, settings)
     door = Door(runtime, receiver, timing)
+    door.grace = dt.timedelta(microseconds=settings.grace_ns // 1000)
     door.revocations = load_revocations(settings.revoked)
     receiver.keys.revoke(door.revocations.keys)
     for stream in stream_names(settings.landing):
@@ -61,7 +63,7 @@ async def _tick(runtime: Runtime, settings: SiteSettings, receiver: Receiver, do
         if ticks % REVOCATIONS_SECONDS == 0:
             alarms = _reload(settings, receiver, door)
         door.sweep(listening.server)
-        _publish(settings, receiver_status(receiver, door, settings, runtime.wall_ns(), alarms))
+        _publish(settings, receiver_status(receiver, door, settings, runtime.wall_ns(), [*alarms, *door.refused]))
         notify("WATCHDOG=1")
         ticks += 1
         await runtime.sleep(STATUS_SECONDS)

@@ -315,12 +315,13 @@ def identify_client(
     if not re.fullmatch(limits.ID_PATTERN, gateway) or ".." in gateway:
         raise TrustError("client certificate names no gateway", "Sign it with `ebbgate ca sign`.")
     if certificate.serial_number in revoked:
-        raise TrustError(f"client certificate {certificate.serial_number:x} is revoked", "Enrol the gateway again if it is yours.")
+        raise TrustError(f"gateway {gateway}: its certificate {certificate.serial_number:x} is revoked", "Enrol the gateway again if it is yours.")
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
-        raise TrustError(f"client certificate begins {begin:%Y-%m-%d %H:%M} UTC, which is not yet", "Set the receiver's clock.")
+        raise TrustError(f"gateway {gateway}: its certificate begins {begin:%Y-%m-%d %H:%M} UTC, which is not yet", "Set the receiver's clock.")
     if now > end + grace:
-        raise TrustError(f"client certificate ended {end:%Y-%m-%d}, {grace.days} days of grace are over", "Enrol the gateway again.")
+        what = f"gateway {gateway}: its certificate expired on {end:%Y-%m-%d}, the grace of {grace.days} days is over"
+        raise TrustError(what, "On the gateway: ebbgate identity renew, or ebbgate enroll with a new code.")
     return ClientIdentity(gateway, certificate.serial_number, now > end)
 
 

@@ -16,6 +16,7 @@ from buffer.storage import PosixReadStorage, make_directory, publish_file
 from gateway.errors import ConfigError
 from gateway.lanes import TokenBucket, parse_window, window_open
 from gateway.runtime import notify
+from gateway.trust.certs import load_certificate
 from gateway.trust.keys import KeyRing, load_public
 from gateway.upload.asides import Why
 from gateway.upload.carrier import CarrierError
@@ -111,6 +112,7 @@ class Uploader:
         except (ValueError, ZoneInfoNotFoundError) as error:
             raise ConfigError(f"backfill window or timezone: {error}", "Correct [gateway] timezone and [receiver] backfill.") from error
         options = Options(settings.stream, settings.receiver.live_ns, backfill.in_flight, backfill.newest_first)
+        self.certificate_ends_ns = 0  # wall clock; 0: not known
         self.machine = Machine(options, store.load(), keys, runtime.random)
         self._bucket = TokenBucket(backfill.limit_bps)
         self._reading = asyncio.Lock()  # the catalogue has one caller at a time
@@ -321,7 +323,11 @@ class Uploader:
             return "the receiver refuses this gateway's key statement: the site it trusts did not sign it"
         if memory.restored_ns and self._now().wall - memory.restored_ns < 86_400 * 10**9:
             return f"the receiver was restored from an earlier state; {memory.restored_blocks} blocks are offered to it again"
-        return "the receiver holds other readings under the same numbers; see its alarms" if memory.conflicts else ""
+        if memory.conflicts:
+            return "the receiver holds other readings under the same numbers; see its alarms"
+        if self.certificate_ends_ns and self._now().wall > self.certificate_ends_ns:
+            return "this gateway's TLS certificate has expired: ebbgate identity renew; the receiver's grace ends, nothing stored is lost"
+        return ""
 
     def _drain_s(self) -> float | None:
         """Return how long the backlog still needs at the present rate, at most at the cap; None if nothing moves."""
@@ -340,6 +346,7 @@ async def run(runtime: Runtime, settings: GatewaySettings) -> None:
     ring = Catalogue(PosixReadStorage(settings.ring.path / settings.stream))
     store = StateStore(state / "state.db", settings.stream)
     uploader = Uploader(runtime, settings, ring, carrier, store, keys, Control(settings.state / "control"))
+    uploader.certificate_ends_ns = int(load_certificate(settings.receiver.certificate).not_valid_after_utc.timestamp()) * 10**9
     log.info("upload is ready", extra={"data": {"stream": settings.stream, "receiver": settings.receiver.url}})
     notify("READY=1")
     try:

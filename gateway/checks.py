@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.hazmat.primitives import serialization
 
 from buffer.errors import CorruptError, SignatureError
+from buffer.storage import make_directory
 from gateway.errors import EbbgateError, TrustError
 from gateway.findings import Finding, Level
 from gateway.settings import ModbusSource, OpcuaSource
@@ -43,6 +44,8 @@ async def check_gateway(
     now = dt.datetime.fromtimestamp(runtime.wall_ns() / 1e9, dt.UTC)
     findings = [*_clock(now, settings.receiver.certificate), *_gateway_keys(settings, now), *_ring(settings)]
     findings += _tags(settings, renamed or {}, retired)
+    if contact:
+        make_directory(settings.state / "collect")  # budgets of sources are kept there
     for source in settings.sources:
         findings += _source(source, now)
         if source.tags and isinstance(source, ModbusSource):

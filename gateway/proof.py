@@ -6,6 +6,7 @@ between neighbours, every object, and that a file holds nothing else than what t
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -118,11 +119,12 @@ def _objects(root: Path, storage: PosixReadStorage, keys: KeyRing, proof: Proof,
             frame = parse_frame(data)
             if HEADER_BYTES + len(frame.cose) + len(frame.payload) != len(data) or frame.manifest.payload_sha256.hex() != name:
                 raise CorruptError("the file holds other bytes than its object")
-            if frame.manifest.object_type == ObjectType.KEY_STATEMENT and statements:
-                keys.introduce(bytes(frame.payload), frame.manifest.stream)
             frames.append((path, frame))
         except CorruptError as error:
             proof.bad(f"{root.name}/{path}: {error}")
+    told = [bytes(frame.payload) for _, frame in frames if frame.manifest.object_type == ObjectType.KEY_STATEMENT and statements]
+    for payload, why in keys.introduce_all(told, root.name):
+        proof.bad(f"{root.name}/{layout.OBJECTS}/{hashlib.sha256(payload).hexdigest()}: {why}")
     for path, frame in frames:
         try:
             keys.admit(frame)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from buffer.errors import CorruptError, StorageFault
 from gateway.receive.landing import Arrival, Landed, Landing
 from gateway.receive.verify import Missing, Refused, verify_frames, verify_object
-from gateway.trust.keys import KeyRing, UnknownKeyError
+from gateway.trust.keys import KeyRing
 from gateway.wire import request as wire
 from gateway.wire.receipt import NO_CHAIN, Ends, Receipt, Refusal, Verdict, encode_receipt
 
@@ -103,20 +103,8 @@ class Receiver:
         return self.doors[stream]
 
     def _introduce(self, landing: Landing, statements: list[bytes]) -> None:
-        """A statement may be endorsed by a key that another one introduces: as often round as it helps."""
-        while statements:
-            left: list[bytes] = []
-            for payload in statements:
-                try:
-                    self.keys.introduce(payload, landing.stream)
-                except UnknownKeyError:
-                    left.append(payload)
-                except CorruptError as error:
-                    landing.event(f"key statement in objects/: {error}")
-            if len(left) == len(statements):
-                landing.event(f"{len(left)} key statements in objects/ are endorsed by nobody we trust")
-                return
-            statements = left
+        for _, error in self.keys.introduce_all(statements, landing.stream):
+            landing.event(f"key statement in objects/: {error}")
 
     async def _through(self, door: Door, job: Job) -> Landed | None:
         future: asyncio.Future[Landed | None] = asyncio.get_running_loop().create_future()

@@ -337,6 +337,24 @@ class KeyRing:
         self._known[statement.key_id] = _Known(statement.public, statement.stream, statement.first_generation)
         return statement
 
+    def introduce_all(self, payloads: Iterable[bytes], stream: str) -> list[tuple[bytes, CorruptError]]:
+        """Believe the keys of statements of one stream, in any order: one may be endorsed by a key that another introduces, so it goes
+        round as often as that helps. Return those that do not hold, with why."""
+        wanted, wrong = list(payloads), list[tuple[bytes, CorruptError]]()
+        while wanted:
+            later: list[tuple[bytes, CorruptError]] = []
+            for payload in wanted:
+                try:
+                    self.introduce(payload, stream)
+                except UnknownKeyError as error:
+                    later.append((payload, error))
+                except CorruptError as error:
+                    wrong.append((payload, error))
+            if len(later) == len(wanted):
+                return wrong + later
+            wanted = [payload for payload, _ in later]
+        return wrong
+
     def _predecessor(self, statement: Statement, endorser: bytes) -> PublicKey:
         before = self._known.get(endorser)
         if before is None or before.stream != statement.stream:

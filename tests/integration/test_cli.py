@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import gateway.cli
 from gateway.cli import COMMANDS
 from tests.integration.test_deliver import filled
 from tests.integration.test_upload_receive import free_port
@@ -37,27 +38,39 @@ def test_help_imports_no_command():
 
 
 def set_up(root: Path) -> Path:
-    ebbgate("ca", "init", root / "ca", "--name", "acme")
-    ebbgate("init", "receiver", root / "it", "--name", "dmz", "--listen", "127.0.0.1:8443", "--host", "ebbgate.acme", "--gateway", "hall1", "--ca", root / "ca")
+    """A CA, a receiver and a gateway, enrolled; in one process, since a command costs a second."""
+    main("ca", "init", root / "ca", "--name", "acme")
+    main("init", "receiver", root / "it", "--name", "dmz", "--listen", "127.0.0.1:8443", "--host", "ebbgate.acme", "--gateway", "hall1", "--ca", root / "ca")
     url = "https://ebbgate.acme:8443"
-    ebbgate("init", "gateway", root / "ot", "--id", "hall1", "--site", "acme/ghent", "--receiver", url, "--address", "127.0.0.1")
-    request, answer = root / "ot/pki/hall1.request", root / "hall1.answer"
-    ebbgate("ca", "sign", root / "ca", request, "--receipt-key", root / "it/pki/receipt.pub", "--out", answer, "--yes")
-    ebbgate("identity", "install", answer, "--directory", root / "ot")
+    main("init", "gateway", root / "ot", "--id", "hall1", "--site", "acme/ghent", "--receiver", url, "--address", "127.0.0.1")
+    main("ca", "sign", root / "ca", root / "ot/pki/hall1.request", "--out", root / "hall1.answer", "--yes")
+    main("identity", "install", root / "hall1.answer", "--config", root / "ot/gateway.toml", "--yes")
     return root / "ot" / "gateway.toml"
+
+
+def main(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gateway.cli.main([str(x) for x in arguments])
+    assert ended.value.code == 0, arguments
 
 
 def test_a_gateway_is_set_up_by_files_alone(tmp_path):
     config = set_up(tmp_path)
     report = json.loads(ebbgate("check", "--config", config, "--offline", "--json").splitlines()[-1])
     assert [f for f in report["findings"] if f["level"] == "refused"] == []
-    assert "data key" in ebbgate("identity", "show", "--directory", tmp_path / "ot")
+    shown = json.loads(ebbgate("identity", "show", "--config", config, "--json"))
+    assert shown["tls_days_left"] >= 729
+    listed = json.loads(ebbgate("ca", "list", tmp_path / "ca", "--json"))
+    assert [(one["kind"], one["name"], one["state"]) for one in listed["issued"]] == [("receiver", "dmz", "good"), ("gateway", "hall1", "good")]
+    assert listed["issued"][1]["keys"] == {"hall1.main": shown["data_key_hall1.main"]}
+    assert listed["fingerprint"] == shown["ca"]
     assert "already" in ebbgate("ca", "init", tmp_path / "ca", "--name", "acme", code=3)
 
 
 def test_mistakes_are_named_all_at_once_with_what_to_do(tmp_path):
     config = set_up(tmp_path)
     text = config.read_text().replace('commit   = "1 s"', 'comit = "1 s"').replace('address  = "127.0.0.1"', 'address = "receiver"')
+    assert "comit" in text and '"receiver"' in text
     config.write_text(text)
     said = ebbgate("check", "--config", config, "--offline", code=2)
     assert "2 mistakes" in said
@@ -68,13 +81,56 @@ def test_mistakes_are_named_all_at_once_with_what_to_do(tmp_path):
 def test_a_key_that_others_can_read_is_refused(tmp_path):
     config = set_up(tmp_path)
     (tmp_path / "ot/pki/data.key").chmod(0o644)
-    assert "chmod 600" in ebbgate("check", "--config", config, "--offline", code=1)
+    assert f"chmod 600 {tmp_path}/ot/pki/data.key" in ebbgate("check", "--config", config, "--offline", code=1)
+    assert "chmod 600" in ebbgate("collect", "--config", config, code=3)
+    (tmp_path / "ot/pki/data.key").chmod(0o600)
+    (tmp_path / "ot/pki").chmod(0o775)
+    assert f"chmod go-w {tmp_path}/ot/pki" in ebbgate("check", "--config", config, "--offline", code=1)
+    (tmp_path / "ot/pki").chmod(0o755)
+    (tmp_path / "it/pki/receiver.key").chmod(0o640)
+    assert "chmod 600" in ebbgate("check", "--config", tmp_path / "it/receiver.toml", code=1)
+    assert "chmod 600" in ebbgate("receive", "--config", tmp_path / "it/receiver.toml", code=3)
 
 
 def test_an_answer_for_another_gateway_is_not_installed(tmp_path):
     set_up(tmp_path / "one")
     set_up(tmp_path / "two")
-    assert "another data key" in ebbgate("identity", "install", tmp_path / "one/hall1.answer", "--directory", tmp_path / "two/ot", code=3)
+    config = tmp_path / "two/ot/gateway.toml"
+    before = {path: path.read_bytes() for path in (tmp_path / "two/ot/pki").iterdir()}
+    assert "answers another request" in ebbgate("identity", "install", tmp_path / "one/hall1.answer", "--config", config, "--yes", code=3)
+    assert "not the answer" in ebbgate("identity", "install", tmp_path / "two/ot/pki/hall1.request", "--config", config, "--yes", code=3)
+    assert "carry over" in ebbgate("ca", "sign", tmp_path / "two/ca", tmp_path / "two/hall1.answer", "--yes", code=3).lower()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "two/ot/pki").iterdir()}
+
+
+def test_revoke_wants_to_know_what_is_still_good(tmp_path):
+    config = set_up(tmp_path)
+    key = json.loads(ebbgate("identity", "show", "--config", config, "--json"))["data_key_hall1.main"]
+    assert "--last-good" in ebbgate("ca", "revoke", tmp_path / "ca", "hall1", code=2)
+    assert "GENERATION:SEQ" in ebbgate("ca", "revoke", tmp_path / "ca", "hall1", "--last-good", "hall1.main=7:1", code=2)
+    good = ("--last-good", "hall1.main=7-3fa91c02:81234", "--out", tmp_path / "it/pki/revoked")
+    said = ebbgate("ca", "revoke", tmp_path / "ca", "hall1", *good)
+    assert f"key {key} 7-3fa91c02 81234" in said and "certificate " in said
+    assert f"key {key} 7-3fa91c02 81234" in (tmp_path / "it/pki/revoked").read_text()
+    assert "revoked" in ebbgate("ca", "list", tmp_path / "ca")
+    ebbgate("check", "--config", tmp_path / "it/receiver.toml", "--json")
+    (tmp_path / "it/pki/revoked").write_text("key abc\n")
+    assert "line 1: not an entry" in ebbgate("check", "--config", tmp_path / "it/receiver.toml", code=1)
+
+
+def test_a_renamed_tag_is_refused_until_it_is_meant(tmp_path):
+    config = set_up(tmp_path)
+    config.write_text(config.read_text() + '\n[source.m]\nkind = "modbus-tcp"\naddress = "127.0.0.1:502"\n')
+    table, before = tmp_path / "ot/tags.csv", tmp_path / "ot/state/collect/addresses-0.json"
+    before.parent.mkdir(parents=True)
+    before.write_text('[{"source": "m", "address": ["x"], "tags": {"m.old": "hr:0", "m.kept": "hr:1"}}]')
+    table.write_text("id,path,source,address,type\nm.new,a/b,m,hr:0,int16\nm.kept,a/c,m,hr:1,int16\n")
+    offline = ("check", "--config", config, "--offline")
+    assert "--renamed m.old=m.new" in ebbgate(*offline, code=1)
+    assert "becomes m.new" in ebbgate(*offline, "--renamed", "m.old=m.new")
+    assert "is retired" in ebbgate(*offline, "--retire", "m.old")
+    assert "names an id" in ebbgate(*offline, "--renamed", "m.odl=m.new", code=1)
+    assert "OLD=NEW" in ebbgate(*offline, "--renamed", "m.old", code=2)
 
 
 def test_a_copied_landing_is_verified_with_public_keys_alone_and_a_flipped_byte_is_named(tmp_path):

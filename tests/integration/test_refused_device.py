@@ -131,11 +131,18 @@ async def test_a_receiver_with_a_wrong_date_or_name_is_told_from_a_stranger(site
         await until(lambda: landed(site) == list(range(10)))
 
 
-async def test_a_box_whose_clock_is_before_its_certificate_uploads_all_the_same(site: Site) -> None:
-    """Chain and name are checked, dates are not: the clock is evidently wrong. The receiver judges the gateway by its own clock."""
+async def test_a_box_whose_clock_is_before_all_certificates_uploads_all_the_same(site: Site) -> None:
+    """It is the day after tomorrow, and the box believes it is today. Chain and name are checked, dates are not: the clock is evidently
+    wrong. The receiver judges the gateway by its own clock."""
+    enrol(site, NOW + 2 * DAY)
+    (site.pki / "receiver.key").unlink()
+    certs.create_server_certificate(site.authority, site.pki / "receiver.crt", site.pki / "receiver.key", ["receiver.test"], NOW + 2 * DAY)
+    later = dataclasses.replace(world.real(), wall_ns=lambda: world.real().wall_ns() + 3 * 86_400 * 10**9)
+    put(site.ring(), 0, 10)
+    async with running(receive.run(later, site.site()), upload.run(world.real(), site.gateway())):
+        await until(lambda: landed(site) == list(range(10)))
+        found = await check_gateway(site.gateway(), world.real(), contact=True)
+    assert [f.level for f in found if "before our certificate begins" in f.what] == [Level.WARNING]
     in_1970 = dataclasses.replace(world.real(), wall_ns=lambda: 86_400 * 10**9)
     found = await check_gateway(site.gateway(), in_1970, contact=False)
     assert [f.where for f in found if "before this release" in f.what and f.level == Level.WARNING] == ["clock"]
-    put(site.ring(), 0, 10)
-    async with running(receive.run(world.real(), site.site()), upload.run(in_1970, site.gateway())):
-        await until(lambda: landed(site) == list(range(10)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError
@@ -194,7 +194,7 @@ def tag_rows(draw: st.DrawFn) -> TagRow:
 dialects = st.sampled_from([Dialect(), Dialect("cp1252", ";", ","), Dialect("utf-16", "\t", ","), Dialect("utf-8-sig", ";", ".")])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(tag_rows(), max_size=4, unique_by=(lambda r: r.id, lambda r: r.path)), dialects)
 def test_what_is_written_is_read_back(rows: list[TagRow], dialect: Dialect) -> None:
     wanted = [replace(row, low=row.low, high=row.high) for row in rows]

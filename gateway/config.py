@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from buffer import limits
@@ -12,6 +13,7 @@ from gateway.tagfile import parse_tags
 from gateway.trust.enrolment import Identity, ReceiverIdentity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 
@@ -20,16 +22,13 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
     file = parse_file(GatewayFile, path)
     base = path.resolve().parent
     rows, wrong = _tags(base / file.gateway.tags, set(file.source))
-    tags_read = not wrong
     sources = tuple(_source(name, one, base, file.gateway, tuple(r for r in rows if r.source == name)) for name, one in file.source.items())
     r = file.receiver
     ring = file.ring
-    if ring.max_size < limits.RING_BYTES_MIN:
-        wrong.append(ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks."))
-    if not 10 * s.MILLISECOND <= ring.commit <= 10 * s.SECOND:
-        wrong.append(ConfigError(f"{path}: ring.commit is not between 10 ms and 10 s", "Write 1 s; what is not committed yet may be lost."))
-    wrong += _wrong_sources(path, sources, pinned, tags_read)
-    raise_all(wrong)
+    checks = [partial(_check_ring, path, file)]
+    if not wrong:  # without the tags a source cannot be judged
+        checks += [partial(_check_sources, path, (one,), pinned) for one in sources]
+    raise_all([*wrong, *gathered(checks)])
     return s.GatewaySettings(
         id=file.gateway.id,
         site=file.gateway.site,
@@ -203,16 +202,34 @@ def _tags(path: Path, sources: set[str]) -> tuple[tuple[s.TagRow, ...], list[Con
         return (), [error]
 
 
-def _wrong_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ...], pinned: bool, tags_read: bool) -> list[ConfigError]:
-    wrong = []
+def _check_ring(path: Path, file: GatewayFile) -> None:
+    if file.ring.max_size < limits.RING_BYTES_MIN:
+        raise ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks.")
+    if not 10 * s.MILLISECOND <= file.ring.commit <= 10 * s.SECOND:
+        raise ConfigError(f"{path}: ring.commit is not between 10 ms and 10 s", "Write 1 s; what is not committed yet may be lost.")
+
+
+def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ...], pinned: bool) -> None:
     for source in sources:
-        if tags_read and source.alive and source.alive.tag not in {tag.id for tag in source.tags}:
-            message = f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source"
-            wrong.append(ConfigError(message, "Name one of its tags in tags.csv."))
+        if source.alive and source.alive.tag not in {tag.id for tag in source.tags}:
+            raise ConfigError(
+                f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv."
+            )
         secured = isinstance(source, s.OpcuaSource) and source.security != "None"
         if pinned and secured and isinstance(source, s.OpcuaSource) and source.server_certificate is None:
-            message = f"{path}: source.{source.name} has no server_certificate"
-            wrong.append(ConfigError(message, f"Pin it: ebbgate trust {source.name} shows and writes it."))
+            raise ConfigError(
+                f"{path}: source.{source.name} has no server_certificate", f"Pin it: ebbgate trust {source.name} shows and writes it."
+            )
+
+
+def gathered(checks: Iterable[Callable[[], object]]) -> list[ConfigError]:
+    """Return what checks raise, so that a person sees all of it at once."""
+    wrong = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            wrong.append(error)
     return wrong
 
 

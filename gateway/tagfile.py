@@ -333,9 +333,6 @@ def vanished(
     for a, b in renamed.items():
         if a not in before or a in new or b not in new:
             yield Finding(Level.REFUSED, f"--renamed {a}={b}", "names an id that was not there before or is not there now", "Correct the option.")
-    for one in retired:
-        if one in new or one not in before:
-            yield Finding(Level.REFUSED, f"--retire {one}", "names an id that is still there, or never was", "Correct the option or the table.")
     at = {(row.source, row.address): row.id for row in new.values() if row.id not in before}
     for identity, place in before.items():
         if identity in new:

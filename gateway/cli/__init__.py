@@ -26,7 +26,7 @@ COMMANDS: Final = {
     "ca": ("authority", "The site's small certificate authority: init, sign, code, serve, revoke, list."),
     "enroll": ("identity", "Enrol this gateway with a one-time code from the CA."),
     "identity": ("identity", "Keys and certificates of this machine: show, install, renew, rotate."),
-    "check": ("check", "Explain every mistake in the configuration and test every source."),
+    "check": ("contact", "Explain every mistake in the configuration and test every source."),
     "trust": ("contact", "Show an OPC UA server's certificate and pin it."),
     "read": ("contact", "Read one address of a Modbus source and show every way to understand it."),
     "pause": ("contact", "Leave a source alone: Ebbgate disconnects within a second."),

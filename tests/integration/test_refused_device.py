@@ -12,7 +12,7 @@ from cryptography import x509
 
 from buffer.storage import publish_file
 from gateway import runtime as world
-from gateway.checks import check_gateway
+from gateway.checks import check_all
 from gateway.findings import Level
 from gateway.receive import service as receive
 from gateway.trust import certs
@@ -123,7 +123,7 @@ async def test_a_receiver_with_a_wrong_date_or_name_is_told_from_a_stranger(site
     put(site.ring(), 0, 10)
     async with running(receive.run(world.real(), site.site()), upload.run(world.real(), site.gateway())):
         await until(lambda: told in said(site, "upload").get("cause", ""))
-        found = await check_gateway(site.gateway(), world.real(), contact=True)
+        found = await check_all(site.gateway(), world.real(), contact=True)
         assert [f for f in found if f.level == Level.REFUSED and told in f.what], found
     (site.pki / "receiver.crt").write_bytes(good[0])
     (site.pki / "receiver.key").write_bytes(good[1])
@@ -141,8 +141,8 @@ async def test_a_box_whose_clock_is_before_all_certificates_uploads_all_the_same
     put(site.ring(), 0, 10)
     async with running(receive.run(later, site.site()), upload.run(world.real(), site.gateway())):
         await until(lambda: landed(site) == list(range(10)))
-        found = await check_gateway(site.gateway(), world.real(), contact=True)
+        found = await check_all(site.gateway(), world.real(), contact=True)
     assert [f.level for f in found if "before our certificate begins" in f.what] == [Level.WARNING]
     in_1970 = dataclasses.replace(world.real(), wall_ns=lambda: 86_400 * 10**9)
-    found = await check_gateway(site.gateway(), in_1970, contact=False)
+    found = await check_all(site.gateway(), in_1970, contact=False)
     assert [f.where for f in found if "before this release" in f.what and f.level == Level.WARNING] == ["clock"]

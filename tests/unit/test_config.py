@@ -160,7 +160,6 @@ def test_all_mistakes_at_once_in_order_of_the_file_each_with_line_path_and_what_
         ({'kind     = "opcua"': ""}, "source.press7: is missing"),
         ({"opc.tcp://192.168.10.7:4840": "opc.tcp://plc7:4840"}, "literal IP address"),
         ({"opc.tcp://192.168.10.7:4840": "opc.tcp://a:b@192.168.10.7:4840"}, "without user and password"),
-        ({"Basic256Sha256 SignAndEncrypt": "Basic256 Sign"}, "policies: Basic256Sha256"),
         ({"Europe/Brussels": "Brussels"}, "as Europe/Brussels"),
         ({"https://ebbgate": "http://ebbgate"}, 'write url = "https://ebbgate.acme.example:8443"'),
         ({'id       = "hall1"': 'id = "Hall 1"'}, "begins with a letter or digit"),

@@ -35,8 +35,8 @@ def rotate(path: Path, stream: str) -> tuple[str, str]:
         remove_file(waiting)
         return old.key_id.hex(), new.key_id.hex()
     if keys.parse_statement(statement.read_bytes()).key_id == old.key_id:
-        publish_file(aside.with_suffix(".pub"), keys.public_pem(old.public))
         publish_file(aside.with_suffix(".statement"), statement.read_bytes())
+        publish_file(aside.with_suffix(".pub"), keys.public_pem(old.public))
     if new is None:
         new = keys.KeySigner(keys.generate())
         keys.write_private(waiting, new.private)

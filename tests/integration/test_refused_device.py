@@ -10,15 +10,20 @@ import json
 import pytest
 from cryptography import x509
 
-from buffer.storage import publish_file
+from buffer.codec import decode
+from buffer.reader import RingReader
+from buffer.storage import PosixReadStorage, publish_file
 from gateway import runtime as world
 from gateway.checks import check_all
+from gateway.collect import service as collect
 from gateway.findings import Level
 from gateway.receive import service as receive
+from gateway.settings import Load, ModbusSource, OpcuaSource, TagRow
 from gateway.trust import certs
 from gateway.trust.revocations import certificate_line
 from gateway.upload import service as upload
 from tests.integration.test_upload_receive import free_port, landed, put, running, until
+from tests.support import modbus_device
 from tests.support.site import NOW, Site
 
 DAY = dt.timedelta(days=1)
@@ -146,3 +151,37 @@ async def test_a_box_whose_clock_is_before_all_certificates_uploads_all_the_same
     in_1970 = dataclasses.replace(world.real(), wall_ns=lambda: 86_400 * 10**9)
     found = await check_all(site.gateway(), in_1970, contact=False)
     assert [f.where for f in found if "before this release" in f.what and f.level == Level.WARNING] == ["clock"]
+
+
+@pytest.mark.parametrize("state", ["expired", "not yet", "revoked", "absent"])
+async def test_no_certificate_stops_collecting(site: Site, state: str) -> None:
+    """Whatever became of the TLS certificate and of our OPC UA certificate, a device is read and its readings are committed."""
+    if state == "absent":
+        (site.pki / "tls.crt").unlink()
+    elif state != "revoked":
+        enrol(site, NOW - 900 * DAY if state == "expired" else NOW + 900 * DAY, 10)
+    long_ago = dt.datetime(1990, 1, 1, tzinfo=dt.UTC)
+    certs.create_application_certificate(site.pki / "opcua.der", site.pki / "opcua.key", "urn:x", "h", long_ago)  # ended in 2009
+    async with modbus_device.running(modbus_device.Device()) as address:
+        meter = ModbusSource("m", "modbus-tcp", address, load=Load(requests_per_s=50), tags=(TagRow("m.a", "a/b", "m", "hr:5", "uint16", every_ns=10**8, heartbeat_ns=10**8),))
+        plc = OpcuaSource("plc", ("opc.tcp://127.0.0.1:1",), server_certificate=site.pki / "opcua.der", certificate=site.pki / "opcua.der",
+                          private_key=site.pki / "opcua.key", tags=(TagRow("plc.a", "a/c", "plc", "ns=2;s=a"),))  # fmt: skip
+        settings = dataclasses.replace(site.gateway(), sources=(meter, plc))
+        async with running(collect.run(world.real(), settings)) as (task,):
+            await until(lambda: committed(site) > 10 or task.done())
+            assert not task.done(), task
+        assert committed(site) > 10
+
+
+def committed(site: Site) -> int:
+    """How many good readings of the meter are durable."""
+    place = site.root / "ring" / site.stream
+    if not (place / "durable").exists():
+        return 0
+    reader = RingReader(PosixReadStorage(place))
+    mark = reader.durable()
+    count = 0
+    for frame in reader.blocks(reader.inventory(), mark.generation, 0) if mark else ():
+        columns = decode(frame.payload, frame.manifest.count)
+        count += sum(int(v) == 5 and q == 0 for v, q, t in zip(columns.values, columns.quality, columns.tag, strict=True) if t >= 16)
+    return count

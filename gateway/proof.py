@@ -20,6 +20,7 @@ from buffer.manifest import FrameKind, ObjectType
 from buffer.storage import PosixReadStorage
 from gateway.landing import LandingReader, Record, stream_names
 from gateway.landing.index import INDEX, LIVE, parse_entries
+from gateway.trust.rotation import introduce_all
 from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _objects(root: Path, storage: PosixReadStorage, keys: KeyRing, proof: Proof,
         except CorruptError as error:
             proof.bad(f"{root.name}/{path}: {error}")
     told = [bytes(frame.payload) for _, frame in frames if frame.manifest.object_type == ObjectType.KEY_STATEMENT and statements]
-    for payload, why in keys.introduce_all(told, root.name):
+    for payload, why in introduce_all(keys, told, root.name):
         proof.bad(f"{root.name}/{layout.OBJECTS}/{hashlib.sha256(payload).hexdigest()}: {why}")
     for path, frame in frames:
         try:

@@ -142,9 +142,10 @@ def identity_renew(config: Path, hosts: tuple[str, ...]) -> None:
 @identity_command.command("rotate")
 @config_gateway
 def identity_rotate(config: Path) -> None:
-    """Replace the data key: the old key introduces the new one, no CA is needed. Stop collect first, start it afterwards.
+    """Replace the data key: the old key introduces the new one, no CA is needed. Collect signs with it from its next start on.
 
-    Safe to run again after an interruption. The public half of the old key stays, for what it signed.
+    Safe to run again after an interruption. The public half of the old key stays, for what it signed. Not the cure for a key that was
+    stolen, for a thief could do the same: enrol again (ebbgate enroll) and have the old key revoked.
     """
     from gateway.trust.rotation import rotate
 

@@ -19,6 +19,7 @@ from buffer.errors import CorruptError, StorageFault
 from gateway.receive.landing import Arrival, Landed, Landing
 from gateway.receive.verify import Missing, Refused, verify_frames, verify_object
 from gateway.trust.keys import KeyRing
+from gateway.trust.rotation import introduce_all
 from gateway.wire import request as wire
 from gateway.wire.receipt import NO_CHAIN, Ends, Receipt, Refusal, Verdict, encode_receipt
 
@@ -103,7 +104,7 @@ class Receiver:
         return self.doors[stream]
 
     def _introduce(self, landing: Landing, statements: list[bytes]) -> None:
-        for _, error in self.keys.introduce_all(statements, landing.stream):
+        for _, error in introduce_all(self.keys, statements, landing.stream):
             landing.event(f"key statement in objects/: {error}")
 
     async def _through(self, door: Door, job: Job) -> Landed | None:

@@ -170,14 +170,11 @@ def public_pem(public: PublicKey) -> bytes:
 def load_public(path: Path) -> PublicKey:
     """Return the public key in a PEM file; raise TrustError."""
     try:
-        public = serialization.load_pem_public_key(path.read_bytes()[:KEY_FILE_BYTES_MAX])
+        return check_public_pem(path.read_bytes())
     except OSError as error:
         raise TrustError(f"{path}: {error.strerror}", "Copy the receiver's public receipt key there.") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"{path}: not a public key in PEM") from error
-    if not isinstance(public, Ed25519PublicKey | EllipticCurvePublicKey) or not _ours(public):
-        raise TrustError(f"{path}: neither Ed25519 nor P-256")
-    return public
+    except TrustError as error:
+        raise TrustError(f"{path}: {error.message}", "Is this the right file?") from None
 
 
 def check_public_pem(pem: bytes) -> PublicKey:
@@ -297,6 +294,7 @@ class _Known:
     public: PublicKey
     stream: str  # "": any (a receipt key, a CA)
     first_generation: int
+    endorser: bytes = b""  # name of the key that introduced it; empty: the CA, or a person
 
 
 class KeyRing:
@@ -334,26 +332,10 @@ class KeyRing:
         if earlier is not None and earlier.stream != statement.stream:
             message_text = f"key {statement.key_id.hex()} already belongs to stream {earlier.stream}"
             raise WrongStreamError(message_text)
-        self._known[statement.key_id] = _Known(statement.public, statement.stream, statement.first_generation)
+        by_authority = second.key_id in self._authorities or (earlier is not None and not earlier.endorser)
+        endorser = b"" if by_authority else second.key_id
+        self._known[statement.key_id] = _Known(statement.public, statement.stream, statement.first_generation, endorser)
         return statement
-
-    def introduce_all(self, payloads: Iterable[bytes], stream: str) -> list[tuple[bytes, CorruptError]]:
-        """Believe the keys of statements of one stream, in any order: one may be endorsed by a key that another introduces, so it goes
-        round as often as that helps. Return those that do not hold, with why."""
-        wanted, wrong = list(payloads), list[tuple[bytes, CorruptError]]()
-        while wanted:
-            later: list[tuple[bytes, CorruptError]] = []
-            for payload in wanted:
-                try:
-                    self.introduce(payload, stream)
-                except UnknownKeyError as error:
-                    later.append((payload, error))
-                except CorruptError as error:
-                    wrong.append((payload, error))
-            if len(later) == len(wanted):
-                return wrong + later
-            wanted = [payload for payload, _ in later]
-        return wrong
 
     def _predecessor(self, statement: Statement, endorser: bytes) -> PublicKey:
         before = self._known.get(endorser)
@@ -382,7 +364,7 @@ class KeyRing:
         if known.stream not in ("", m.stream):
             message = f"key {name.hex()} belongs to stream {known.stream}, not {m.stream}"
             raise WrongStreamError(message)
-        last_good = self._revoked.get(name)
+        last_good = self._last_good(name)
         if m.kind == FrameKind.OBJECT:  # what an old, good block names
             if last_good is not None and not last_good.generation:
                 message = f"key {name.hex()} is revoked from the beginning"
@@ -394,6 +376,21 @@ class KeyRing:
         if last_good is not None and not _was_good(m, last_good):
             message = f"key {name.hex()} is revoked; last good reading {format_generation(last_good.generation)} seq {last_good.seq}"
             raise RevokedKeyError(message)
+
+
+    def _last_good(self, name: bytes) -> LastGood | None:
+        """Return up to where a key is believed, None: without end. A revoked key takes with it what it introduced, unless that was to
+        sign from a generation on that was still good."""
+        seen: set[bytes] = set()
+        first = 0
+        while name and name not in seen:
+            seen.add(name)
+            last_good = self._revoked.get(name)
+            if last_good is not None:
+                return None if 0 < first <= last_good.generation else last_good
+            known = self._known.get(name)
+            name, first = (known.endorser, known.first_generation) if known else (b"", 0)
+        return None
 
 
 def _was_good(m: Manifest, last_good: LastGood) -> bool:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buffer.errors import CorruptError
 from buffer.storage import publish_file, remove_file
 from gateway.errors import TrustError
 from gateway.trust import keys
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -54,3 +56,22 @@ def retired(path: Path) -> list[tuple[keys.PublicKey, bytes]]:
         statement = public.with_suffix(".statement")
         found.append((keys.load_public(public), statement.read_bytes() if statement.exists() else b""))
     return found
+
+
+def introduce_all(ring: keys.KeyRing, payloads: Iterable[bytes], stream: str) -> list[tuple[bytes, CorruptError]]:
+    """Have the keys of one stream's statements believed, in whatever order they come: one may be endorsed by a key that another
+    introduces, so it goes round as often as that helps. Return those that do not hold, with why."""
+    wanted, wrong = list(payloads), list[tuple[bytes, CorruptError]]()
+    while wanted:
+        later: list[tuple[bytes, CorruptError]] = []
+        for payload in wanted:
+            try:
+                ring.introduce(payload, stream)
+            except keys.UnknownKeyError as error:
+                later.append((payload, error))
+            except CorruptError as error:
+                wrong.append((payload, error))
+        if len(later) == len(wanted):
+            return wrong + later
+        wanted = [payload for payload, _ in later]
+    return wrong

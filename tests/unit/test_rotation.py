@@ -29,7 +29,7 @@ def believed(path, authority) -> set[bytes]:
     """The keys a receiver ends up believing that is told every statement, newest first: the worst order."""
     ring = KeyRing([certs.authority_signer(authority).public])
     told = [path.with_suffix(".statement").read_bytes(), *(old for _, old in rotation.retired(path))]
-    assert ring.introduce_all(told, STREAM) == []
+    assert rotation.introduce_all(ring, told, STREAM) == []
     names = {keys.load_signer(path).key_id, *(keys.key_id(public) for public, _ in rotation.retired(path))}
     assert all(ring.knows(name) for name in names)
     return names
@@ -94,6 +94,6 @@ def test_statements_in_any_order_and_strangers_apart(box) -> None:
     stranger = keys.endorse_statement(foreign, keys.propose_statement(keys.KeySigner(keys.generate()), STREAM))
     ring = KeyRing([certs.authority_signer(authority).public])
     told = [stranger, path.with_suffix(".statement").read_bytes(), b"x", *(old for _, old in rotation.retired(path))]
-    wrong = ring.introduce_all(told, STREAM)
+    wrong = rotation.introduce_all(ring, told, STREAM)
     assert {payload for payload, _ in wrong} == {stranger, b"x"}
     assert any(isinstance(error, UnknownKeyError) for _, error in wrong)

@@ -154,6 +154,35 @@ def test_rotation_is_endorsed_by_the_key_before_and_begins_where_it_says() -> No
         ring.introduce(foreign, "hall1.other")
 
 
+def test_a_revoked_key_takes_with_it_what_it_introduced_while_nobody_restarted() -> None:
+    """A thief rotates before the revocation: the receiver believes the new key already, and must stop."""
+    ring = KeyRing([CA.public])
+    ring.introduce(statement(1), STREAM)
+    ring.introduce(statement(2, by=signer(1)), STREAM)
+    ring.introduce(statement(3, by=signer(2)), STREAM)
+    early, late = Source([5, 5], seed=3).blocks
+    ring.admit(late)
+    ring.revoke({signer(1).key_id: LastGood(1 << 32 | 7, 4)})
+    ring.admit(early)
+    with pytest.raises(RevokedKeyError):
+        ring.admit(late)
+    ring.introduce(statement(3), STREAM)  # the box came back, and the CA says so itself
+    ring.admit(late)
+    ring.revoke({signer(3).key_id: LastGood()})
+    with pytest.raises(RevokedKeyError):
+        ring.admit(early)
+
+
+def test_a_key_replaced_in_time_outlives_its_predecessor() -> None:
+    ring = KeyRing([CA.public])
+    ring.introduce(statement(1), STREAM)
+    ring.introduce(statement(2, by=signer(1), first=1 << 32), STREAM)
+    ring.revoke({signer(1).key_id: LastGood(1 << 32 | 7, 4)})
+    ring.admit(Source([5, 5], seed=2).blocks[1])
+    with pytest.raises(RevokedKeyError):
+        ring.admit(Source([5, 5], seed=1).blocks[1])
+
+
 def test_a_revoked_key_counts_up_to_its_last_good_reading_and_endorses_nobody_after() -> None:
     ring = KeyRing([CA.public])
     ring.introduce(statement(1), STREAM)

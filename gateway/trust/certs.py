@@ -346,7 +346,7 @@ def load_certificate(path: Path) -> x509.Certificate:
 
 # ---- TLS ----
 
-_NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: expiry is our verdict (identify_client), not OpenSSL's
+NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAGNO_CHECK_TIME: expiry is our verdict (identify_client), not OpenSSL's
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLContext:
@@ -355,7 +355,7 @@ def server_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLCont
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
+    context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
     context.num_tickets = 0  # every connection shows its certificate again
     _load(context, certificate, key, client_ca)
     return context
@@ -371,17 +371,8 @@ def client_context(certificate: Path | None, key: Path | None, server_ca: Path, 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if not check_time:
-        context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
+        context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
     _load(context, certificate, key, server_ca)
-    return context
-
-
-def pinned_context(authority_pem: bytes) -> ssl.SSLContext:
-    """Return a client's context that trusts this CA alone and checks the server's name, not the times. No client certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
-    context.load_verify_locations(cadata=authority_pem.decode("ascii", "replace"))
     return context
 
 

@@ -53,6 +53,8 @@ class AuthorityDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not (path / "ca.key").exists():
+            raise TrustError(f"{path}: no CA here", "Name the CA's directory, or make one: ebbgate ca init.")
         self.authority = certs.load_authority(path / "ca.crt", path / "ca.key")
         self.certificate_pem = (path / "ca.crt").read_bytes()
         self.certificate_der = self.authority.certificate.public_bytes(serialization.Encoding.DER)

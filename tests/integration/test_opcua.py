@@ -365,7 +365,6 @@ def our_pair(directory: Path, uri: str) -> tuple[Path, Path]:
     certificate, private = directory / "ours.der", directory / "ours.key"
     certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER))
     private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    private.chmod(0o600)
     return certificate, private
 
 
@@ -376,7 +375,6 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OpcuaServ
     pinned = directory / "server.der"
     pinned.write_bytes(x509.load_pem_x509_certificate(one.certificate.read_bytes()).public_bytes(serialization.Encoding.DER))
     (directory / "password").write_text("geheim-ü\n", encoding="utf-8")
-    (directory / "password").chmod(0o600)
     ours, key = our_pair(directory, "urn:ebbgate:test")
     given: dict[str, object] = {
         "security": "Basic256Sha256 SignAndEncrypt",
@@ -423,7 +421,6 @@ async def test_a_refused_login_waits_a_quarter_of_an_hour_or_for_a_new_secret(se
     server, given = secure
     wrong = tmp_path / "wrong"
     wrong.write_text("falsch", encoding="utf-8")
-    wrong.chmod(0o600)
     sink = MemorySink()
     async with (
         Proxy(server.port) as proxy,

@@ -33,7 +33,6 @@ from buffer.errors import StoreError
 from gateway.collect import guard
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.errors import ConfigError, EbbgateError, PlantError, TrustError, WriteRefused
-from gateway.trust.keys import read_private_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -241,7 +240,7 @@ def make_policy(settings: OpcuaSource) -> Any:
     try:
         server = x509.load_der_x509_certificate(first_certificate(settings.server_certificate.read_bytes()))
         ours = x509.load_der_x509_certificate(settings.certificate.read_bytes())
-        key = serialization.load_pem_private_key(read_private_bytes(settings.private_key), None)
+        key = serialization.load_pem_private_key(settings.private_key.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise TrustError(
             f"source {settings.name}: certificate or key cannot be read: {error}",
@@ -260,10 +259,10 @@ def read_password(settings: OpcuaSource) -> str:
     if settings.password_file is None:
         return ""
     try:
-        return read_private_bytes(settings.password_file).decode().rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        message = f"source {settings.name}: {settings.password_file} is not UTF-8"
-        raise TrustError(message, "Write the password into it, as UTF-8, mode 0600.") from error
+        return settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"source {settings.name}: {settings.password_file} cannot be read: {error}"
+        raise TrustError(message, "Write the password into it, mode 0400.") from error
 
 
 def endpoint_of(url: str) -> tuple[str, int]:

@@ -6,8 +6,11 @@ import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from gateway.collect.reload import tag_changes
+from gateway.collect.tables import decode_rows
 from gateway.errors import EbbgateError
 from gateway.findings import Finding, Level
+from gateway.groups import collecting
 from gateway.settings import ModbusSource
 from gateway.trust.certs import client_context, days_left
 from gateway.trust.keys import load_public, load_signer
@@ -22,7 +25,7 @@ _REFUSED_TYPES: Final = ("tmpfs", "overlay", "nfs", "nfs4", "cifs", "smb3", "fus
 
 async def check_all(settings: GatewaySettings, runtime: Runtime, *, contact: bool) -> list[Finding]:
     """Return what was found, worst first."""
-    findings = [*_keys(settings), *_certificate(settings, runtime.wall_ns()), *_ring(settings)]
+    findings = [*_keys(settings), *_certificate(settings, runtime.wall_ns()), *_ring(settings), *_tags(settings)]
     for source in settings.sources:
         if not source.tags:
             findings.append(Finding(Level.WARNING, f"source.{source.name}", "has no tags", "Write rows for it in tags.csv."))
@@ -48,6 +51,21 @@ def _keys(settings: GatewaySettings) -> list[Finding]:
     if not settings.data_key.with_suffix(".statement").exists():
         remedy = "Carry the request to the CA, then `ebbgate identity install`."
         out.append(Finding(Level.REFUSED, str(settings.data_key), "no statement introduces this key to the receiver yet", remedy))
+    return out
+
+
+def _tags(settings: GatewaySettings) -> list[Finding]:
+    """Return what a restart or SIGHUP would change in the tags that collect works with now; nothing where it never ran."""
+    out: list[Finding] = []
+    for one in collecting(settings):
+        try:
+            before = decode_rows(one.tags_in_force.read_bytes())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            out.append(Finding(Level.WARNING, str(one.tags_in_force), f"cannot be read: {error}", "Run check as the user of collect."))
+            continue
+        out += tag_changes(before, [row for source in one.sources for row in source.tags], one)
     return out
 
 

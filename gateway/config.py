@@ -8,6 +8,7 @@ from buffer import limits
 from gateway import settings as s
 from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file
 from gateway.errors import ConfigError
+from gateway.groups import check_groups
 from gateway.tagfile import parse_tags
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
     _check_sources(path, sources, pinned)
     r = file.receiver
     ring = file.ring
-    if ring.max_size < limits.RING_BYTES_MIN:
-        raise ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks.")
+    room, groups = share_ring(path, file)
+    check_groups(path, file.gateway.stream, groups, sources)
     return s.GatewaySettings(
         id=file.gateway.id,
         site=file.gateway.site,
         timezone=file.gateway.timezone,
         stream=f"{file.gateway.id}.{file.gateway.stream}",
-        ring=s.RingSettings(base / ring.path, ring.max_size, ring.commit, ring.seal),
+        ring=s.RingSettings(base / ring.path, room, ring.commit, ring.seal),
         receiver=s.Receiver(
             url=r.url,
             address=r.address,
@@ -48,7 +49,21 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
         state=base / file.gateway.state,
         data_key=base / file.gateway.data_key,
         disclose_addresses=file.disclose.addresses,
+        groups=groups,
+        renamed=dict(file.gateway.renamed),
+        retired=tuple(file.gateway.retired),
     )
+
+
+def share_ring(path: Path, file: GatewayFile) -> tuple[int, tuple[s.Group, ...]]:
+    """Return the room of the main ring, and the groups with theirs: [ring] max_size is for all, groups without a share of their own share alike."""
+    stated = sum(one.max_size or 0 for one in file.group.values())
+    shares = 1 + sum(one.max_size is None for one in file.group.values())
+    room = (file.ring.max_size - stated) // shares
+    if min([room, *(one.max_size or room for one in file.group.values())]) < limits.RING_BYTES_MIN:
+        what = "leaves a stream less than 128 MB" if file.group else "is below 128 MB"
+        raise ConfigError(f"{path}: ring.max_size {what}", "Give the ring room: 25 GB holds weeks.")
+    return room, tuple(s.Group(name, tuple(one.sources), one.max_size or room) for name, one in file.group.items())
 
 
 def load_site(path: Path) -> s.SiteSettings:

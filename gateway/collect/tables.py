@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from buffer.tagtable import Tag, TagTable, renumber
-from gateway.settings import OpcuaSource
+from gateway.settings import OpcuaSource, TagRow
 
 if TYPE_CHECKING:
-    from gateway.settings import GatewaySettings, ModbusSource, TagRow
+    from gateway.settings import GatewaySettings, ModbusSource
 
 _UNSIGNED = frozenset({"uint64", "ulint", "lword"})
 
@@ -85,3 +85,32 @@ def _addresses(settings: GatewaySettings) -> bytes:
         for source in settings.sources
     ]
     return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False).encode()
+
+
+# ---- what is in force ----
+
+
+def encode_rows(settings: GatewaySettings) -> bytes:
+    """Return the tags a collect process works with, as JSON that `decode_rows` reads: what the next table is compared with."""
+    rows = [asdict(row) for source in settings.sources for row in source.tags]
+    return json.dumps({"version": 1, "stream": settings.stream, "tags": rows}, ensure_ascii=False, indent=1).encode()
+
+
+def decode_rows(data: bytes) -> tuple[TagRow, ...]:
+    """Return the tags; raise ValueError where the file is not one of ours."""
+    body = json.loads(data)
+    known = {field.name for field in fields(TagRow)}
+    try:
+        rows = [{name: value for name, value in row.items() if name in known} for row in body["tags"]]
+        return tuple(
+            TagRow(**row | {"bad_raw": tuple(row["bad_raw"]), "states": tuple((int(a), str(b)) for a, b in row["states"])}) for row in rows
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        message = f"not the tags of a collect process: {error}"
+        raise ValueError(message) from error
+
+
+def working_part(source: OpcuaSource | ModbusSource) -> OpcuaSource | ModbusSource:
+    """Return the source without what only explains its tags to people: two that are equal here are read in the same way."""
+    tags = [replace(row, path="", unit="", low=None, high=None, states=(), description="", line=0) for row in source.tags]
+    return replace(source, tags=tuple(sorted(tags, key=lambda row: row.id)))

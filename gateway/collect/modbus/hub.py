@@ -124,13 +124,22 @@ class Hubs:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._hubs: dict[tuple[str, str], tuple[Hub, ModbusSource]] = {}
+        self._hubs: dict[tuple[str, str], tuple[Hub, dict[str, ModbusSource]]] = {}
 
     def of(self, settings: ModbusSource) -> Hub:
         """Return the hub of a source's address; raise ConfigError where it disagrees with another source about how to talk to it."""
-        hub, first = self._hubs.setdefault((settings.address, settings.interface), (Hub(self._runtime), settings))
-        for name in _SHARED:
-            if getattr(settings, name) != getattr(first, name):
-                message = f"source.{settings.name} and source.{first.name} share {settings.address} but differ in {name}"
-                raise ConfigError(message, "They are one connection: give both the same.")
+        hub, users = self._hubs.setdefault((settings.address, settings.interface), (Hub(self._runtime), {}))
+        for other in users.values():
+            for name in _SHARED:
+                if getattr(settings, name) != getattr(other, name):
+                    message = f"source.{settings.name} and source.{other.name} share {settings.address} but differ in {name}"
+                    raise ConfigError(message, "They are one connection: give both the same.")
+        users[settings.name] = settings
         return hub
+
+    def forget(self, name: str) -> None:
+        """A source has ended: what it said about its connection binds nobody any more."""
+        for key, (_, users) in list(self._hubs.items()):
+            users.pop(name, None)
+            if not users:
+                del self._hubs[key]

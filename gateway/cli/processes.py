@@ -69,9 +69,8 @@ def collect_command(config: Path, group: str, verbose: bool) -> None:
     def load() -> GatewaySettings:
         return of_group(load_gateway(config), group)
 
-    settings = load()
     asked = asyncio.Event()
-    serve("collect", verbose, lambda: run(runtime.real(), settings, load, asked), asked.set)
+    serve("collect", verbose, lambda: run(runtime.real(), load(), load, asked), asked.set)
 
 
 @click.command("upload")

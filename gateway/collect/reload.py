@@ -11,7 +11,7 @@ tags are the same go on without noticing. What belongs to the process (ring, key
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -53,13 +53,16 @@ class Change:
 
 def change_of(before: Tables, after: Tables) -> Change:
     """Return which sources must stop and start. Pure."""
-    old = {one.name: working_part(one) for one in before.sources}
-    new = {one.name: working_part(one) for one in after.sources}
-    return Change(
-        stop=tuple(name for name in old if new.get(name) != old[name]),
-        start=tuple(name for name in new if old.get(name) != new[name]),
-        same=tuple(name for name in new if old.get(name) == new[name]),
-    )
+    old = {one.name: one for one in before.sources}
+    new = {one.name: one for one in after.sources}
+    same = {name for name in old if name in new and working_part(old[name]) == working_part(new[name])}
+    return Change(tuple(name for name in old if name not in same), tuple(name for name in new if name not in same), tuple(sorted(same)))
+
+
+def sharing(after: Tables, before: Tables) -> Tables:
+    """Return `after` with the very objects of `before` where they are equal: the sources that go on hold them anyway. Pure."""
+    old = {one.name: one for one in before.sources}
+    return replace(after, sources=tuple(old[one.name] if old.get(one.name) == one else one for one in after.sources))
 
 
 def judge(before: GatewaySettings, after: GatewaySettings) -> tuple[Finding, ...]:
@@ -95,7 +98,7 @@ class Reloader:
         self._load = load
         self._ring = ring
         self._writer = writer
-        self.running = settings
+        self.running = replace(settings, sources=tables.sources)
         self.tables = tables
         self.fault = ""
         self.applied_ns = runtime.wall_ns()
@@ -105,10 +108,12 @@ class Reloader:
         try:
             wanted = await self._runtime.offload(self._load)
             findings = judge(self.running, wanted)
-            tables = build_tables(wanted, self.tables.table)
+            tables = sharing(build_tables(wanted, self.tables.table), self.tables)
+            wanted = replace(wanted, sources=tables.sources)
             maker.rehearse(tables.sources)
             change = change_of(self.tables, tables)
-            await self._change(wanted, tables, change, crew, maker)
+            payload = encode_table(tables.table)
+            await self._change(wanted, tables, payload, change, crew, maker)
         except (EbbgateError, StorageFault, CorruptError, OSError, ValueError) as error:
             self.fault = f"the new configuration was refused: {error}"
             log.error("configuration refused; the old one goes on", extra={"data": {"why": str(error)}})  # noqa: TRY400
@@ -124,16 +129,16 @@ class Reloader:
             "tags_changed": len(findings),
         }
         log.info("configuration applied", extra={"data": told})
-        self._writer.notice(NoticeKind.CONFIG, "", event="applied", table=table_digest(encode_table(tables.table)).hex(), **told)
+        self._writer.notice(NoticeKind.CONFIG, "", event="applied", table=table_digest(payload).hex(), **told)
 
-    async def _change(self, wanted: GatewaySettings, tables: Tables, change: Change, crew: Crew, maker: Maker) -> None:
+    async def _change(self, wanted: GatewaySettings, tables: Tables, payload: bytes, change: Change, crew: Crew, maker: Maker) -> None:
         late = await crew.stop(change.stop)
         if late:
             log.warning("sources did not stop in time", extra={"data": {"sources": late}})
         maker.forget(change.stop)
         settings = {one.name: one for one in tables.sources}
         try:
-            await self._writer.exclusively(partial(self._ring.use_table, encode_table(tables.table)))
+            await self._writer.exclusively(partial(self._ring.use_table, payload))
         except BaseException:
             settings = {one.name: one for one in self.tables.sources}
             for name in change.stop:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ from buffer.ring import Instant, Ring, RingOptions
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
+from gateway.collect import footprint
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.crew import STOP_SECONDS_MAX, Crew
@@ -49,7 +50,7 @@ class Collector:
     """Everything one collect process owns."""
 
     runtime: Runtime
-    settings: GatewaySettings
+    settings: GatewaySettings  # without sources: the reloader knows those in force
     ring: Ring
     writer: Writer
     control: Control
@@ -110,6 +111,7 @@ class Collector:
             await asked.wait()
             asked.clear()
             await self.reloader.apply(self.crew, self.maker)
+            footprint.give_back()
 
     def _sources(self) -> dict[str, Any]:
         return {name: getattr(source, "status", dict)() for name, source in self.crew.sources.items()}
@@ -156,23 +158,25 @@ async def run(
 
     load: reads the configuration again whenever `asked` is set (SIGHUP).
     """
-    opened = await runtime.offload(partial(_open, runtime, settings))
-    collector = _wire(runtime, settings, opened, load or (lambda: settings))
+    footprint.one_heap()
+    collector = _wire(runtime, settings, await runtime.offload(partial(_open, runtime, settings)), load)
+    settings = collector.settings
     commit = asyncio.create_task(collector.writer.run())
     loops: list[asyncio.Task[None]] = []
     try:
-        collector.maker.rehearse(opened.tables.sources)
+        collector.maker.rehearse(collector.reloader.tables.sources)
         await collector.reloader.publish()
         loops.append(asyncio.create_task(collector.watch(), name="watch"))
         await collector.sealer.catch_up()
-        for one in opened.tables.sources:
+        for one in collector.reloader.tables.sources:
             collector.crew.start(collector.maker.make(one))
         loops += [
             asyncio.create_task(collector.sealer.run(), name="seal"),
             asyncio.create_task(collector.reload_when(asked or asyncio.Event()), name="reload"),
         ]
         collector.writer.notice(NoticeKind.COLLECT, "", event="started", release=__version__, generation=format_generation(collector.ring.generation))
-        log.info("collect is ready", extra={"data": {"stream": settings.stream, "sources": [s.name for s in opened.tables.sources]}})
+        log.info("collect is ready", extra={"data": {"stream": settings.stream, "sources": list(collector.crew.sources)}})
+        footprint.give_back()
         notify("READY=1")
         await asyncio.gather(asyncio.shield(commit), collector.crew.broken, *loops)  # what ends by itself is a defect of ours: be started again
     finally:
@@ -205,7 +209,7 @@ class _Opened:
     root: Path
 
 
-def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Callable[[], GatewaySettings]) -> Collector:
+def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Callable[[], GatewaySettings] | None) -> Collector:
     ring, tables, clock = opened.ring, opened.tables, opened.clock
     now = partial(instant, runtime, clock)
     writer = Writer(ring, tables.table, runtime, now, settings.ring.commit_ns)
@@ -213,12 +217,11 @@ def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Ca
     control.poll()
     maker = Maker(runtime, settings.state / "collect", clock, control)
     sealer = Sealer(runtime, writer, ring, opened.root, now, settings.ring.seal_ns)
-    reloader = Reloader(runtime, settings, tables, load, ring, writer)
+    reloader = Reloader(runtime, settings, tables, load or (lambda: settings), ring, writer)
     if opened.before is not None and encode_table(opened.before) != encode_table(tables.table):
         writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=len(tables.table.tags))
-    return Collector(
-        runtime, settings, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, certified_ns=runtime.monotonic_ns()
-    )  # fmt: skip
+    alone, began = replace(settings, sources=()), runtime.monotonic_ns()
+    return Collector(runtime, alone, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, certified_ns=began)
 
 
 def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:

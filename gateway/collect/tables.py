@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from buffer.tagtable import Tag, TagTable, renumber
 from gateway.settings import OpcuaSource, TagRow
@@ -91,23 +91,31 @@ def _addresses(settings: GatewaySettings) -> bytes:
 
 
 def encode_rows(settings: GatewaySettings) -> bytes:
-    """Return the tags a collect process works with, as JSON that `decode_rows` reads: what the next table is compared with."""
-    rows = [asdict(row) for source in settings.sources for row in source.tags]
-    return json.dumps({"version": 1, "stream": settings.stream, "tags": rows}, ensure_ascii=False, indent=1).encode()
+    """Return the tags a collect process works with, a JSON object a line, that `decode_rows` reads: what the next table is compared with.
+
+    Row by row, and without what is empty: for 10,000 tags the plain way takes 20 MB for a moment.
+    """
+    lines = [json.dumps(_told(row), ensure_ascii=False) for source in settings.sources for row in source.tags]
+    return "\n".join(lines).encode()
+
+
+def _told(row: TagRow) -> dict[str, object]:
+    return {f.name: value for f in fields(TagRow) if (value := getattr(row, f.name)) != f.default}
 
 
 def decode_rows(data: bytes) -> tuple[TagRow, ...]:
     """Return the tags; raise ValueError where the file is not one of ours."""
-    body = json.loads(data)
-    known = {field.name for field in fields(TagRow)}
     try:
-        rows = [{name: value for name, value in row.items() if name in known} for row in body["tags"]]
-        return tuple(
-            TagRow(**row | {"bad_raw": tuple(row["bad_raw"]), "states": tuple((int(a), str(b)) for a, b in row["states"])}) for row in rows
-        )
+        return tuple(_row(json.loads(line)) for line in data.splitlines())
     except (KeyError, TypeError, AttributeError) as error:
         message = f"not the tags of a collect process: {error}"
         raise ValueError(message) from error
+
+
+def _row(told: dict[str, Any]) -> TagRow:
+    told["bad_raw"] = tuple(told.get("bad_raw", ()))
+    told["states"] = tuple((int(value), str(text)) for value, text in told.get("states", ()))
+    return TagRow(**told)
 
 
 def working_part(source: OpcuaSource | ModbusSource) -> OpcuaSource | ModbusSource:

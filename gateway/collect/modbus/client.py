@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[bytes] | None = None
         self._ended: EbbgateError | None = None
         self.bytes_moved = 0  # both ways, for the load contract
+        self.noisy = False  # bytes came that nobody asked for
 
     @property
     def is_open(self) -> bool:
@@ -114,6 +115,7 @@ class Connection(asyncio.Protocol):
         """Feed the answer; whatever is not part of it ends the connection."""
         self.bytes_moved += len(data)
         if self._answer is None or self._waiter is None or self._waiter.done():
+            self.noisy = True
             self._end(BadAnswer("bytes came that nobody asked for"))
             return
         try:

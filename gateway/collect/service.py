@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
 
 RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
+CONTROL_LOOK_S: Final = 0.1
 CERTIFICATE_NS: Final = 3_600 * 10**9  # a load certificate per source and hour
 
 log = logging.getLogger(__name__)
@@ -64,14 +65,19 @@ class Collector:
 
     # ---- loops beside the sources ----
 
-    async def watch(self) -> None:
-        """Poll control files, turn events of the ring into notices, publish status, feed the watchdog."""
+    async def obey(self) -> None:
+        """Look what people ask for: a paused device is left within a second."""
         while True:
             paused, resumed = self.control.poll()
             for name, reason in paused.items():
                 self.writer.notice(NoticeKind.OPERATOR, name, event="paused", reason=reason)
             for name in resumed:
                 self.writer.notice(NoticeKind.OPERATOR, name, event="resumed")
+            await self.runtime.sleep(CONTROL_LOOK_S)
+
+    async def watch(self) -> None:
+        """Turn events of the ring into notices, publish status, feed the watchdog."""
+        while True:
             events, self.ring.counters.events = self.ring.counters.events, []
             for event in events:
                 self.writer.notice(NoticeKind.RING, "", event=event)
@@ -171,6 +177,7 @@ async def run(
         for one in collector.reloader.tables.sources:
             collector.crew.start(collector.maker.make(one))
         loops += [
+            asyncio.create_task(collector.obey(), name="obey"),
             asyncio.create_task(collector.sealer.run(), name="seal"),
             asyncio.create_task(collector.reload_when(asked or asyncio.Event()), name="reload"),
         ]

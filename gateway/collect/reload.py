@@ -81,7 +81,7 @@ def tag_changes(old: Sequence[TagRow], new: Sequence[TagRow], said: GatewaySetti
     """Return what a new tag table changes, in the light of what [gateway] renamed and retired say. Pure."""
     ids, now = {row.id for row in old}, {row.id for row in new}
     renamed = {a: b for a, b in said.renamed.items() if a in ids and a not in now and b in now}  # others were done long ago
-    return compare(old, new, renamed, said.retired)
+    return compare(old, new, renamed, {one for one in said.retired if one in ids and one not in now})
 
 
 def _rows(settings: GatewaySettings) -> list[TagRow]:

@@ -25,10 +25,10 @@ from gateway.collect import footprint
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.crew import STOP_SECONDS_MAX, Crew
-from gateway.collect.reload import Reloader
+from gateway.collect.reload import FINDINGS_SHOWN_MAX, Reloader, tag_changes
 from gateway.collect.sealer import Sealer
 from gateway.collect.sources import Maker
-from gateway.collect.tables import Tables, build_tables
+from gateway.collect.tables import Tables, build_tables, decode_rows
 from gateway.collect.writer import Writer
 from gateway.runtime import Runtime, notify
 from gateway.trust.keys import KeyRing, KeySigner, load_signer, spki_der
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from gateway.findings import Finding
     from gateway.settings import GatewaySettings
 
 RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
@@ -226,9 +227,19 @@ def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Ca
     sealer = Sealer(runtime, writer, ring, opened.root, now, settings.ring.seal_ns)
     reloader = Reloader(runtime, settings, tables, load or (lambda: settings), ring, writer)
     if opened.before is not None and encode_table(opened.before) != encode_table(tables.table):
-        writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=len(tables.table.tags))
+        told = [f"{one.where}: {one.what}" for one in _changes_since(settings)]
+        writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=told[:FINDINGS_SHOWN_MAX], tags_changed=len(told))
     alone, began = replace(settings, sources=()), runtime.monotonic_ns()
     return Collector(runtime, alone, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, certified_ns=began)
+
+
+def _changes_since(settings: GatewaySettings) -> tuple[Finding, ...]:
+    """Return what this start changes in the tags of the run before; a start goes on whatever it is: not to collect would be worse."""
+    try:
+        before = decode_rows(settings.tags_in_force.read_bytes())
+    except (OSError, ValueError):
+        return ()
+    return tag_changes(before, [row for source in settings.sources for row in source.tags], settings)
 
 
 def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:

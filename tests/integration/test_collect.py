@@ -20,6 +20,7 @@ from buffer.notice import NoticeKind
 from buffer.ring import Ring
 from buffer.seal import SealResult
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
+from gateway.checks import _tags as tags_of_check
 from gateway.collect import sealer as sealer_module
 from gateway.collect import service
 from gateway.collect.modbus import source as source_module
@@ -184,6 +185,22 @@ async def test_a_rename_said_on_purpose_is_applied(tmp_path: Path) -> None:
             run.asked.set()  # the line stays in the file and means nothing any more
             await run.until(lambda: run.status().get("alarm") == "")
     assert sorted([*good(box, "s.n"), *good(box, "s.m")]) == device.given[: len(good(box, "s.n")) + len(good(box, "s.m"))]
+
+
+async def test_check_and_the_next_start_say_what_changed(tmp_path: Path) -> None:
+    box, device = Box(tmp_path), Counting()
+    async with running(device) as address:
+        box.configure(modbus("s", address), "s.n,s,hr:0,uint16\ns.x,s,hr:1,uint16\ns.z,s,hr:2,uint16")
+        async with collecting(box) as run:
+            await run.until(lambda: len(device.given) > 3)
+        box.configure(modbus("s", address), "s.n,s,hr:0,uint16\ns.x,s,hr:1,int16\ns.y,s,hr:2,uint16", 'retired = ["s.q"]\n')
+        found = {one.where: str(one.level) for one in tags_of_check(box.load())}
+        assert found == {"s.x": "warning", "s.z": "refused", "s.y": "info"}
+        async with collecting(box) as run:  # a start goes on, and says so: not to collect would be worse
+            await run.until(lambda: device.connections == 2 and len(device.given) > 6)
+    said = [text for text in box.notices(NoticeKind.CONFIG) if "tag table changed" in text]
+    assert len(said) == 1
+    assert "s.z: vanished, and s.y now reads s hr:2" in said[0]
 
 
 async def test_a_ring_that_refuses_the_table_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,10 +249,14 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:
     signer = load_signer(settings.data_key)
     verifier = _verifier(settings, signer, root)
     options = RingOptions(settings.stream, settings.ring.max_bytes, public_keys=(spki_der(signer.public),))
-    newest = _newest_wall_ns(root)
-    clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
-    now = instant(runtime, clock)
-    ring = Ring.open(PosixStorage(root), options, signer, verifier, now, runtime.nonce32(), runtime.nonce64)
+    try:
+        newest = _newest_wall_ns(root)
+        clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
+        now = instant(runtime, clock)
+        ring = Ring.open(PosixStorage(root), options, signer, verifier, now, runtime.nonce32(), runtime.nonce64)
+    except StorageFault as fault:
+        what = str(fault).removeprefix(f"{fault.path}: ")
+        raise StorageFault(what, path=str(root / fault.path), errno=fault.errno) from None
     try:
         before = _table_before(ring)
         tables = build_tables(settings, before)

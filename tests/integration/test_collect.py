@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -19,10 +20,12 @@ from buffer.errors import StorageFault
 from buffer.notice import NoticeKind
 from buffer.ring import Ring
 from buffer.seal import SealResult
+from buffer.storage import PosixStorage
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
 from gateway.checks import _tags as tags_of_check
 from gateway.collect import sealer as sealer_module
 from gateway.collect import service
+from gateway.collect import writer as writer_module
 from gateway.collect.modbus import source as source_module
 from gateway.errors import ConfigError
 from gateway.groups import of_group
@@ -125,20 +128,30 @@ async def test_a_new_table_touches_only_the_sources_that_changed(tmp_path: Path)
 
 
 async def test_every_block_names_the_table_its_readings_were_read_under(tmp_path: Path) -> None:
+    """The same counter, as 16 bits and then as the upper half of 32; commits are slow, so that readings wait when the table changes."""
     box, device = Box(tmp_path), Counting()
+
+    def configure(type_: str) -> None:
+        box.configure(modbus("s", address), f"s.n,s,hr:0,{type_}")
+        box.config.write_text(box.config.read_text().replace('commit = "100 ms"', 'commit = "1 s"'))
+
     async with running(device) as address:
-        box.configure(modbus("s", address), "s.n,s,hr:0,uint16\ns.x,s,hr:5,uint16")
+        configure("uint16")
         async with collecting(box) as run:
-            await run.until(lambda: len(device.given) > 3)
-            box.configure(modbus("s", address), "s.n,s,hr:0,uint16\ns.x,s,hr:5,int32")
+            await run.until(lambda: len(device.given) > 12)
+            configure("int32")
             run.asked.set()
             await run.until(lambda: device.connections == 2)
             seen = len(device.given)
-            await run.until(lambda: len(device.given) > seen + 3)
-    tables: dict[bytes, set[object]] = {}
+            await run.until(lambda: len(device.given) > seen + 12)
+    tables: dict[bytes, list[int]] = {}
     for manifest, rows in box.blocks():
-        tables.setdefault(manifest.tag_table_sha256, set()).update(row.value for row in rows if row.tag == "s.x" and row.value is not None)
-    assert list(tables.values()) == [{5}, {5 << 16 | 6}]
+        tables.setdefault(manifest.tag_table_sha256, []).extend(int(str(row.value)) for row in rows if row.tag == "s.n" and row.value is not None)
+    before, after = tables.values()
+    assert len(before) > 5
+    assert len(after) > 5
+    assert max(before) < 65_536 <= min(after)
+    assert [*before, *(value >> 16 for value in after)] == device.given[: len(before) + len(after)]
 
 
 MISTAKES = {
@@ -288,6 +301,35 @@ async def test_status_and_control_that_cannot_be_used_do_not_stop_collecting(tmp
             await run.until(lambda: len(device.given) > seen + 20)
 
 
+@pytest.mark.parametrize(("call", "number"), [("pwrite", errno.ENOSPC), ("fdatasync", errno.EIO), ("pwrite", errno.EIO)])
+async def test_a_disk_that_refuses_for_a_while_loses_nothing_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    box, device = Box(tmp_path), Counting()
+    really, broken = getattr(PosixStorage, call), False
+
+    def refusing(self: PosixStorage, handle: int, *arguments: object) -> object:
+        if broken:
+            raise StorageFault(os.strerror(number), path="journal", errno=number)
+        return really(self, handle, *arguments)
+
+    monkeypatch.setattr(PosixStorage, call, refusing)
+    monkeypatch.setattr(writer_module, "RETRY_S", (0.1,))
+    async with running(device) as address:
+        box.configure(modbus("s", address), "s.n,s,hr:0,uint16")
+        async with collecting(box) as run:
+            await run.until(lambda: len(device.given) > 3)
+            broken = True
+            await run.until(lambda: run.status()["fault"])
+            seen = len(device.given)
+            await run.until(lambda: len(device.given) > seen + 10)  # it goes on reading: what is read waits in memory
+            broken = False
+            await run.until(lambda: run.status()["fault"] == "" and run.status()["pending"] == 0)
+    assert good(box, "s.n") == device.given[: len(good(box, "s.n"))]
+    assert len(device.given) - len(good(box, "s.n")) <= 1
+    assert sum('"writing again"' in text for text in box.notices(NoticeKind.STORAGE)) == 1
+
+
 async def test_sealing_is_tried_again_after_a_child_that_died_and_a_disk_that_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box, device = Box(tmp_path), Counting()
     monkeypatch.setattr(sealer_module, "RETRY_S", (0.05,))
@@ -434,6 +476,27 @@ def memory(pid: int) -> int:
     """Return resident bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+def test_a_ring_that_cannot_be_opened_is_said_with_what_to_do(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.configure(modbus("s", "127.0.0.1:1"), "s.n,s,hr:0,uint16")
+    first = ebbgate("collect", "--config", box.config)
+    try:
+        wait(lambda: read_status(box), first)
+        second = subprocess.run([sys.executable, "-m", "gateway.cli", "collect", "--config", str(box.config)], capture_output=True, text=True, check=False)
+        assert second.returncode == 3
+        assert "another process" in second.stderr
+        assert "Traceback" not in second.stderr
+    finally:
+        first.terminate()
+        assert first.wait(30) == 0
+    (tmp_path / "ring" / "hall1.main").rename(tmp_path / "away")
+    (tmp_path / "ring" / "hall1.main").write_text("not a directory")
+    third = subprocess.run([sys.executable, "-m", "gateway.cli", "collect", "--config", str(box.config)], capture_output=True, text=True, check=False)
+    assert third.returncode == 3
+    assert "ring/hall1.main" in third.stderr
+    assert "Traceback" not in third.stderr
 
 
 async def test_down_is_one_marker_per_tag_and_a_long_outage_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
 
 def serve(name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, None]], on_hangup: Callable[[], None] | None = None) -> None:
-    """Run a service until SIGTERM or SIGINT, then let it stop in order. on_hangup: what SIGHUP does; without it SIGHUP is not for this service."""
+    """Run a service until SIGTERM or SIGINT, then let it stop in order. on_hangup: what SIGHUP does instead of stopping."""
     from gateway.runtime import configure_logging
 
     configure_logging(name, verbose)
@@ -36,7 +36,7 @@ def serve(name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, No
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
-        loop.add_signal_handler(signal.SIGHUP, on_hangup or (lambda: None))
+        loop.add_signal_handler(signal.SIGHUP, on_hangup or task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
@@ -146,7 +146,7 @@ def _together(names: dict[str, tuple[str, ...]], config: Path, verbose: bool, ha
         finally:
             await supervisor.stop_all()
 
-    serve("run", verbose, run, lambda: supervisor.send(hangup, signal.SIGHUP))
+    serve("run", verbose, run, (lambda: supervisor.send(hangup, signal.SIGHUP)) if hangup else None)
 
 
 @run_command.command("gateway")

@@ -24,6 +24,8 @@ def check_groups(path: Path, main: str, groups: Sequence[Group], sources: Sequen
     """Raise ConfigError where a source is in two groups, or two groups would open two connections to one device."""
     home: dict[str, str] = {}
     names = {one.name for one in sources}
+    if "status" in names:
+        raise ConfigError(f"{path}: a source named status would write where collect says how it is", "Give it another name.")
     for group in groups:
         if group.name == main:
             raise ConfigError(f"{path}: group.{main} has the name of [gateway] stream", "Give the group another name.")

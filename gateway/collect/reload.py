@@ -139,7 +139,7 @@ class Reloader:
         settings = {one.name: one for one in tables.sources}
         try:
             await self._writer.exclusively(partial(self._ring.use_table, payload))
-        except BaseException:
+        except (StorageFault, CorruptError):
             settings = {one.name: one for one in self.tables.sources}
             for name in change.stop:
                 crew.start(maker.make(settings[name]))

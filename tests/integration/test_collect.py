@@ -269,6 +269,7 @@ async def test_groups_are_streams_of_their_own(tmp_path: Path) -> None:
 
 WRONG_GROUPS = {
     '[group.g]\nsources = ["s9"]': "not configured",
+    '[source.status]\nkind = "modbus-tcp"\naddress = "10.0.0.2:502"': "another name",
     '[group.g]\nsources = ["s1"]\n[group.h]\nsources = ["s1"]': "in group g and in group h",
     '[group.main]\nsources = ["s1"]': "Give the group another name",
     '[group.g]\nsources = ["s1"]': "put both into the same group",

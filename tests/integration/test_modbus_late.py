@@ -1,7 +1,7 @@
 """RTU numbers nothing: what comes late, twice, torn or amid noise must never be taken for the answer to another question.
 
 Two lines that keep their bytes over a reconnect: a serial line (pseudo terminal), and a gateway that passes the bytes of a serial line on to
-whoever is connected. Holding register i holds i, so a value that is not its address is a wrong value.
+whoever is connected. Holding register i holds i, so a value that is not its address is a wrong value. What RTU cannot show is not claimed here: a second answer that arrives after the next question was sent.
 """
 
 from __future__ import annotations
@@ -94,7 +94,6 @@ TRICKS: dict[str, Trick] = {
     "late": lambda answer: [(TIMEOUT_S * 1.4, answer)],
     "at the deadline": lambda answer: [(TIMEOUT_S, answer)],
     "twice at once": lambda answer: [(0.0, answer * 2)],
-    "twice": lambda answer: [(0.0, answer), (0.03, answer)],
     "half, then the rest late": lambda answer: [(0.0, answer[:4]), (TIMEOUT_S * 1.4, answer[4:])],
     "half": lambda answer: [(0.0, answer[:4])],
     "damaged": lambda answer: [(0.0, answer[:-1] + bytes([answer[-1] ^ 1]))],

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from buffer.storage import make_directory
 from gateway.boxchecks import gateway_findings, receiver_findings, site_findings
+from gateway.collect.reload import tag_changes
+from gateway.collect.tables import decode_rows
 from gateway.findings import Finding, Level
+from gateway.groups import collecting
 from gateway.settings import ModbusSource
-from gateway.tagfile import vanished
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
     from gateway.runtime import Runtime
     from gateway.settings import GatewaySettings, SiteSettings
 
-ADDRESSES_BYTES_MAX: Final = 256 * 1024 * 1024
-
-
-async def check_all(
-    settings: GatewaySettings, runtime: Runtime, *, contact: bool, renamed: Mapping[str, str] | None = None, retired: Collection[str] = ()
-) -> list[Finding]:
-    """Return what was found, worst first. contact: also ask every source and the receiver. renamed, retired: as in tagfile.compare."""
-    findings = gateway_findings(settings, _now(runtime)) + _tags(settings, renamed or {}, retired)
+async def check_all(settings: GatewaySettings, runtime: Runtime, *, contact: bool) -> list[Finding]:
+    """Return what was found, worst first. contact: also ask every source and the receiver."""
+    findings = gateway_findings(settings, _now(runtime)) + _tags(settings)
     if contact:
         make_directory(settings.state / "collect")  # budgets of sources are kept there
     for source in settings.sources:
@@ -54,16 +48,16 @@ def _sorted(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: order.index(f.level))
 
 
-def _tags(settings: GatewaySettings, renamed: Mapping[str, str], retired: Collection[str]) -> list[Finding]:
-    """Compare the table with the one collect used last, which lies in its state directory."""
-    try:
-        newest = max((settings.state / "collect").glob("addresses-*.json"), key=lambda p: p.stat().st_mtime_ns, default=None)
-        if newest is None or newest.stat().st_size > ADDRESSES_BYTES_MAX:
-            return []
-        body = json.loads(newest.read_bytes())
-        before = {str(i): (str(one["source"]), str(a)) for one in body for i, a in one["tags"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        what = "the table of the last start cannot be read: what changed since is not checked"
-        return [Finding(Level.WARNING, str(settings.state / "collect"), what, "Run this as the user of collect.")]
-    rows = [row for source in settings.sources for row in source.tags]
-    return list(vanished(before, rows, renamed, retired))
+def _tags(settings: GatewaySettings) -> list[Finding]:
+    """Return what a restart or SIGHUP would change in the tags that collect works with now; nothing where it never ran."""
+    out: list[Finding] = []
+    for one in collecting(settings):
+        try:
+            before = decode_rows(one.tags_in_force.read_bytes())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            out.append(Finding(Level.WARNING, str(one.tags_in_force), f"cannot be read: {error}", "Run check as the user of collect."))
+            continue
+        out += tag_changes(before, [row for source in one.sources for row in source.tags], one)
+    return out

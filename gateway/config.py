@@ -9,6 +9,7 @@ from buffer import limits
 from gateway import settings as s
 from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file, parse_toml, read_text
 from gateway.errors import ConfigError
+from gateway.groups import check_groups, key_paths
 from gateway.tagfile import parse_tags
 from gateway.trust.enrolment import Identity, ReceiverIdentity
 
@@ -25,7 +26,8 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
     sources = tuple(_source(name, one, base, file.gateway, tuple(r for r in rows if r.source == name)) for name, one in file.source.items())
     r = file.receiver
     ring = file.ring
-    checks = [partial(_check_ring, path, file)]
+    room, groups = share_ring(file)
+    checks = [partial(_check_ring, path, file, room, groups), partial(check_groups, path, file.gateway.stream, groups, sources)]
     if not wrong:  # without the tags a source cannot be judged
         checks += [partial(_check_sources, path, (one,), pinned) for one in sources]
     raise_all([*wrong, *gathered(checks)])
@@ -34,7 +36,7 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
         site=file.gateway.site,
         timezone=file.gateway.timezone,
         stream=f"{file.gateway.id}.{file.gateway.stream}",
-        ring=s.RingSettings(base / ring.path, ring.max_size, ring.commit, ring.seal),
+        ring=s.RingSettings(base / ring.path, room, ring.commit, ring.seal),
         receiver=s.Receiver(
             url=r.url,
             address=r.address,
@@ -50,7 +52,18 @@ def load_gateway(path: Path, *, pinned: bool = True) -> s.GatewaySettings:
         state=base / file.gateway.state,
         data_key=base / file.gateway.data_key,
         disclose_addresses=file.disclose.addresses,
+        groups=groups,
+        renamed=dict(file.gateway.renamed),
+        retired=tuple(file.gateway.retired),
     )
+
+
+def share_ring(file: GatewayFile) -> tuple[int, tuple[s.Group, ...]]:
+    """Return the room of the main ring, and the groups with theirs: [ring] max_size is for all, groups without a share of their own share alike."""
+    stated = sum(one.max_size or 0 for one in file.group.values())
+    shares = 1 + sum(one.max_size is None for one in file.group.values())
+    room = (file.ring.max_size - stated) // shares
+    return room, tuple(s.Group(name, tuple(one.sources), one.max_size or room) for name, one in file.group.items())
 
 
 def load_site(path: Path) -> s.SiteSettings:
@@ -113,7 +126,7 @@ def load_identity(path: Path) -> Identity | ReceiverIdentity:
             certificate=base / r.certificate,
             receiver_ca=base / r.ca,
             receipt_key=base / r.receipt_key,
-            data_keys={f"{box.id}.{box.stream}": data_key},
+            data_keys=key_paths(box.id, box.stream, data_key, file.group),
             request=data_key.parent / f"{box.id}.request",
         )
     site = parse_file(SiteFile, path)
@@ -202,9 +215,10 @@ def _tags(path: Path, sources: set[str]) -> tuple[tuple[s.TagRow, ...], list[Con
         return (), [error]
 
 
-def _check_ring(path: Path, file: GatewayFile) -> None:
-    if file.ring.max_size < limits.RING_BYTES_MIN:
-        raise ConfigError(f"{path}: ring.max_size is below 128 MB", "Give the ring room: 25 GB holds weeks.")
+def _check_ring(path: Path, file: GatewayFile, room: int, groups: Iterable[s.Group]) -> None:
+    if min([room, *(one.max_bytes for one in groups)]) < limits.RING_BYTES_MIN:
+        what = "leaves a stream less than 128 MB" if file.group else "is below 128 MB"
+        raise ConfigError(f"{path}: ring.max_size {what}", "Give the ring room: 25 GB holds weeks.")
     if not 10 * s.MILLISECOND <= file.ring.commit <= 10 * s.SECOND:
         raise ConfigError(f"{path}: ring.commit is not between 10 ms and 10 s", "Write 1 s; what is not committed yet may be lost.")
 

@@ -114,6 +114,15 @@ class GatewayTable(_Table):
     tags: str = "tags.csv"
     data_key: str = "pki/data.key"
     application_uri: str = ""
+    renamed: dict[str, str] = {}
+    retired: list[str] = []
+
+
+class GroupTable(_Table):
+    """[group.NAME]."""
+
+    sources: list[Id] = Field(min_length=1)
+    max_size: Size | None = None
 
 
 class _Ring(_Table):
@@ -231,6 +240,7 @@ class GatewayFile(_Table):
     ring: _Ring = _Ring()
     receiver: _Receiver
     source: dict[Id, Annotated[OpcuaTable | ModbusTable, Field(discriminator="kind")]] = {}
+    group: dict[Id, GroupTable] = Field({}, max_length=32)
     disclose: _Disclose = _Disclose()
 
 

@@ -155,8 +155,17 @@ class Receiver:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Sources that a collect process of their own reads, into a stream of their own: <gateway>.<name>."""
+
+    name: str
+    sources: tuple[str, ...]
+    max_bytes: int  # of its ring
+
+
+@dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """One gateway box: what collect and upload need."""
+    """One gateway box: what collect and upload need. gateway.groups narrows it to one stream."""
 
     id: str
     site: str
@@ -168,6 +177,25 @@ class GatewaySettings:
     state: Path  # holds collect/, upload/, control/
     data_key: Path  # Ed25519, PEM, 0600; with <stem>.statement beside it
     disclose_addresses: bool = False
+    groups: tuple[Group, ...] = ()
+    group: str = ""  # "": the stream of the sources that are in no group
+    renamed: Mapping[str, str] = field(default_factory=dict)  # old tag id -> new one, meant
+    retired: tuple[str, ...] = ()  # tag ids given up on purpose
+
+    @property
+    def collect_status(self) -> Path:
+        """Where the collect process of this stream says how it is. No id begins with _, so no source's file has this name."""
+        return self.state / "collect" / (f"_status-{self.group}.json" if self.group else "status.json")
+
+    @property
+    def tags_in_force(self) -> Path:
+        """The tags the collect process of this stream works with (collect.tables): what `check` and SIGHUP compare new ones with."""
+        return self.state / "collect" / (f"_tags-{self.group}.json" if self.group else "_tags.json")
+
+    @property
+    def upload_state(self) -> Path:
+        """The directory of the uploader for this stream."""
+        return self.state / "upload" / self.group if self.group else self.state / "upload"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from gateway.runtime import Runtime
@@ -86,6 +86,13 @@ class Supervisor:
             attempt = 0 if ran_s > STEADY_SECONDS else attempt + 1
             log.warning("process ended", extra={"data": {"name": child.command.name, "code": code, "ran_s": round(ran_s, 1)}})
             await self._runtime.sleep(min(high, low * 2.0 ** max(0, attempt - 1)))
+
+    def send(self, names: Iterable[str], number: signal.Signals) -> None:
+        """Send a signal to these children where they run."""
+        for name in names:
+            if self.children[name].pid is not None and (process := self.children[name].process) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
 
     async def stop(self, name: str) -> None:
         """End one child in order: SIGTERM, then SIGKILL."""

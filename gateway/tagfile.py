@@ -332,7 +332,8 @@ def vanished(
     new = {row.id: row for row in after}
     for a, b in renamed.items():
         if a not in before or a in new or b not in new:
-            yield Finding(Level.REFUSED, f"--renamed {a}={b}", "names an id that was not there before or is not there now", "Correct the option.")
+            what = "names an id that was not there before or is not there now"
+            yield Finding(Level.REFUSED, f"renamed {a} = {b}", what, "Correct [gateway] renamed.")
     at = {(row.source, row.address): row.id for row in new.values() if row.id not in before}
     for identity, place in before.items():
         if identity in new:
@@ -340,11 +341,11 @@ def vanished(
         if renamed.get(identity) in new or identity in retired:
             yield Finding(Level.INFO, identity, f"becomes {renamed[identity]}" if identity in renamed else "is retired")
         elif other := at.get(place):
-            remedy = f"Keep the id and change its path; or say --renamed {identity}={other} or --retire {identity}."
+            remedy = f'Keep the id and change its path; or write [gateway] renamed = {{ "{identity}" = "{other}" }}, or retired = ["{identity}"].'
             what = f"vanished, and {other} now reads {place[0]} {place[1]}: its history would end"
             yield Finding(Level.REFUSED, identity, what, remedy)
         else:
-            yield Finding(Level.WARNING, identity, "is no longer read", f"Say --retire {identity} if that is meant.")
+            yield Finding(Level.WARNING, identity, "is no longer read", f'If that is meant, write [gateway] retired = ["{identity}"].')
 
 
 def _changes(old: TagRow, new: TagRow) -> Iterable[Finding]:

@@ -25,6 +25,8 @@ stream   = "main"                    # name of this box's ring: @ID@.main
 tags     = "tags.csv"                # what is read; as Excel writes it
 state    = "@STATE@"                 # collect/, upload/, control/; best on another file system than the ring
 data_key = "pki/data.key"            # signs every block; never leaves this box
+# renamed = { "old.id" = "new.id" }    # tag ids changed on purpose; without it a table where an id vanishes is refused
+# retired = ["old.id"]               # tag ids given up on purpose
 # application_uri = "urn:ebbgate:gateway:@ID@"   # as in our OPC UA application certificate
 
 [ring]
@@ -91,6 +93,10 @@ addresses = false                    # true: PLC addresses and node ids leave th
 # clock    = { use = "gateway", max_skew = "5 s" }   # a Modbus device has no clock of its own
 # alive    = { tag = "mdb1.counter", within = "1 min" }
 # load     = { requests_per_s = 5.0, connections = 1, pause = "50 ms", duty = 0.5 }
+
+# [group.line2]                      # these sources get a collect process, a ring and a data key of their own (pki/data-line2.key)
+# sources  = ["mdb1"]
+# max_size = "5 GB"                  # of [ring] max_size; without it all that state none share alike
 """
 
 SITE = """\

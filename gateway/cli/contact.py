@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 @click.command("check")
 @config_either
 @click.option("--offline", is_flag=True, help="Contact no source and no receiver.")
-@click.option("--renamed", "renamed", multiple=True, metavar="OLD=NEW", help="A tag's id changed on purpose; may be repeated.")
-@click.option("--retire", "retired", multiple=True, metavar="ID", help="A tag is given up on purpose; may be repeated.")
 @click.option("--json", "as_json", is_flag=True)
-def check_command(config: Path, offline: bool, renamed: tuple[str, ...], retired: tuple[str, ...], as_json: bool) -> None:
+def check_command(config: Path, offline: bool, as_json: bool) -> None:
     """Read configuration, tag table, keys, certificates, disks and clock, and ask every source and the receiver; say what is wrong.
 
     Obeys the load contract of each source. Exit code 0: good (warnings may remain), 1: something must be mended, 2: the configuration
@@ -36,12 +34,8 @@ def check_command(config: Path, offline: bool, renamed: tuple[str, ...], retired
     from gateway.runtime import real
 
     if is_gateway_file(config):
-        pairs = [one.partition("=") for one in renamed]
-        if not all(old and new for old, _, new in pairs):
-            raise ConfigError(f"--renamed {', '.join(renamed)}", "Write OLD=NEW.")
         box = load_gateway(config)
-        names = {old: new for old, _, new in pairs}
-        findings = asyncio.run(check_all(box, real(), contact=not offline, renamed=names, retired=retired))
+        findings = asyncio.run(check_all(box, real(), contact=not offline))
         counts = {"sources": len(box.sources), "tags": sum(len(source.tags) for source in box.sources)}
     else:
         site = load_site(config)

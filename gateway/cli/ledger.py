@@ -85,6 +85,7 @@ def status_command(config: Path, as_json: bool) -> None:
 
 def _places(config: Path) -> list[tuple[str, Path]]:
     from gateway.config import load_gateway, load_site
+    from gateway.groups import all_streams, collecting
 
     try:
         text = config.read_text(encoding="utf-8")
@@ -92,6 +93,7 @@ def _places(config: Path) -> list[tuple[str, Path]]:
         raise ConfigError(f"{config}: {error.strerror}", "Give --config FILE.") from None
     if "[gateway]" in text:
         gateway = load_gateway(config, pinned=False)
-        return [(name, gateway.state / name / "status.json") for name in ("collect", "upload")]
+        places: list[tuple[str, Path]] = [(f"collect {one.group}".strip(), one.collect_status) for one in collecting(gateway)]
+        return places + [(f"upload {one.group}".strip(), one.upload_state / "status.json") for one in all_streams(gateway)]
     site = load_site(config)
     return [("receive", site.landing / "status.json"), ("deliver", site.deliver / "status.json")]

@@ -14,16 +14,19 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from gateway.settings import GatewaySettings
+
 GATEWAY_TOML = "/etc/ebbgate/gateway.toml"
 SITE_TOML = "/etc/ebbgate/receiver.toml"
 
 config_gateway = click.option("--config", "config", type=click.Path(path_type=Path), default=Path(GATEWAY_TOML), show_default=True)
 config_site = click.option("--config", "config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True)
+group_option = click.option("--group", default="", help="The sources of [group.NAME] instead of those in no group.")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
 
-def serve(name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a service until SIGTERM or SIGINT, then let it stop in order."""
+def serve(name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, None]], on_hangup: Callable[[], None] | None = None) -> None:
+    """Run a service until SIGTERM or SIGINT, then let it stop in order. on_hangup: what SIGHUP does instead of stopping."""
     from gateway.runtime import configure_logging
 
     configure_logging(name, verbose)
@@ -33,6 +36,7 @@ def serve(name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, No
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup or task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
@@ -49,15 +53,24 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 @click.command("collect")
 @config_gateway
+@group_option
 @verbose_option
-def collect_command(config: Path, verbose: bool) -> None:
-    """Read the sources into the ring, read-only, until stopped. SIGTERM stops in order."""
+def collect_command(config: Path, group: str, verbose: bool) -> None:
+    """Read the sources into the ring, read-only, until stopped.
+
+    SIGTERM stops in order. SIGHUP reads gateway.toml and tags.csv again and goes over to them: sources that did not change go on
+    without noticing; a mistake leaves everything as it was and is said in log, status and notices. Ask `ebbgate check` first.
+    """
     from gateway import runtime
     from gateway.collect.service import run
     from gateway.config import load_gateway
+    from gateway.groups import of_group
 
-    settings = load_gateway(config)
-    serve("collect", verbose, lambda: run(runtime.real(), settings))
+    def load() -> GatewaySettings:
+        return of_group(load_gateway(config), group)
+
+    asked = asyncio.Event()
+    serve("collect", verbose, lambda: run(runtime.real(), load(), load, asked), asked.set)
 
 
 @click.command("upload")
@@ -117,33 +130,35 @@ def run_command() -> None:
     """Start the processes of one side together and keep them running. Real installs use one unit and one user each."""
 
 
-def _together(names: tuple[str, ...], config: Path, verbose: bool) -> None:
+def _together(names: dict[str, tuple[str, ...]], config: Path, verbose: bool, hangup: tuple[str, ...] = ()) -> None:
+    """Run commands, given by name and arguments, until stopped; SIGHUP goes on to those named in `hangup`."""
     from gateway import runtime
     from gateway.supervise import Command, Supervisor
 
-    more = ("-v",) if verbose else ()
-    commands = [Command(name, (sys.executable, "-m", "gateway.cli", name, "--config", str(config), *more)) for name in names]
+    more = ("--config", str(config), *(("-v",) if verbose else ()))
+    commands = [Command(name, (sys.executable, "-m", "gateway.cli", *arguments, *more)) for name, arguments in names.items()]
+    supervisor = Supervisor(runtime.real(), commands)
 
     async def run() -> None:
-        supervisor = Supervisor(runtime.real(), commands)
         supervisor.start()
         try:
             await asyncio.Event().wait()
         finally:
             await supervisor.stop_all()
 
-    serve("run", verbose, run)
+    serve("run", verbose, run, (lambda: supervisor.send(hangup, signal.SIGHUP)) if hangup else None)
 
 
 @run_command.command("gateway")
 @config_gateway
 @verbose_option
 def run_gateway(config: Path, verbose: bool) -> None:
-    """collect and upload."""
+    """collect, one process per group, and upload. SIGHUP: collect takes gateway.toml and tags.csv anew; a new group needs a restart."""
     from gateway.config import load_gateway
+    from gateway.groups import collecting
 
-    load_gateway(config)
-    _together(("collect", "upload"), config, verbose)
+    names = {f"collect {one.group}".strip(): ("collect", *(("--group", one.group) if one.group else ())) for one in collecting(load_gateway(config))}
+    _together(names | {"upload": ("upload",)}, config, verbose, tuple(names))
 
 
 @run_command.command("site")
@@ -154,4 +169,4 @@ def run_site(config: Path, verbose: bool) -> None:
     from gateway.config import load_site
 
     load_site(config)
-    _together(("receive", "deliver", "console"), config, verbose)
+    _together({name: (name,) for name in ("receive", "deliver", "console")}, config, verbose)

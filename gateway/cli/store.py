@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gateway.cli import emit
-from gateway.cli.processes import config_gateway
+from gateway.cli.processes import config_gateway, group_option
 from gateway.errors import EXIT_FINDING
 
 
@@ -18,16 +18,18 @@ def ring_command() -> None:
 
 @ring_command.command("info")
 @config_gateway
+@group_option
 @click.option("--json", "as_json", is_flag=True)
-def ring_info(config: Path, as_json: bool) -> None:
+def ring_info(config: Path, group: str, as_json: bool) -> None:
     """What the ring holds, how far back it reaches, what it lost."""
     from buffer.manifest import format_generation
     from buffer.reader import RingReader
     from buffer.storage import PosixReadStorage
     from gateway.config import load_gateway
     from gateway.console.pages import clock
+    from gateway.groups import of_group
 
-    settings = load_gateway(config, pinned=False)
+    settings = of_group(load_gateway(config, pinned=False), group)
     storage = PosixReadStorage(settings.ring.path / settings.stream)
     reader = RingReader(storage)
     inventory = reader.inventory()
@@ -89,9 +91,10 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json:
 @click.command("query")
 @click.argument("sql")
 @config_gateway
+@group_option
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--csv", "as_csv", is_flag=True)
-def query_command(sql: str, config: Path, as_json: bool, as_csv: bool) -> None:
+def query_command(sql: str, config: Path, group: str, as_json: bool, as_csv: bool) -> None:
     """One SELECT over the ring, in a process that cannot write what it reads.
 
     Views: readings, readings_good, last, gaps, tags, notices.
@@ -106,8 +109,9 @@ def query_command(sql: str, config: Path, as_json: bool, as_csv: bool) -> None:
     from gateway.cli import printable
     from gateway.config import load_gateway
     from gateway.errors import ConfigError, EbbgateError
+    from gateway.groups import of_group
 
-    settings = load_gateway(config, pinned=False)
+    settings = of_group(load_gateway(config, pinned=False), group)
     try:
         result = run_query(settings.ring.path / settings.stream, sql)
     except QueryRefused as error:

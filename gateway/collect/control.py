@@ -20,6 +20,7 @@ class Control:
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "pause"
         self._paused: dict[str, str] = {}
+        self.fault = ""  # why the requests cannot be read; those in force stay
 
     def poll(self) -> tuple[dict[str, str], set[str]]:
         """Read the directory; return what was newly paused (source -> reason) and what was resumed."""
@@ -30,6 +31,10 @@ class Control:
                     now[path.name] = self._reason(path)
         except FileNotFoundError:
             pass
+        except OSError as error:
+            self.fault = f"{self._directory} cannot be read: {error.strerror or error}"
+            return {}, set()
+        self.fault = ""
         new = {name: reason for name, reason in now.items() if name not in self._paused}
         gone = set(self._paused) - set(now)
         self._paused = now

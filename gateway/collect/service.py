@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,29 +17,33 @@ from buffer.errors import CorruptError, StorageFault
 from buffer.manifest import ObjectType, format_generation
 from buffer.notice import NoticeKind
 from buffer.reader import RingReader
-from buffer.ring import Instant, Ring, RingOptions, with_root
+from buffer.ring import Instant, Ring, RingOptions
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
+from gateway.collect import footprint
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
-from gateway.collect.sealer import run_child
-from gateway.collect.sources import make_sources
-from gateway.collect.tables import Tables, build_tables
+from gateway.collect.crew import STOP_SECONDS_MAX, Crew
+from gateway.collect.reload import FINDINGS_SHOWN_MAX, Reloader, tag_changes
+from gateway.collect.sealer import Sealer
+from gateway.collect.sources import Maker
+from gateway.collect.tables import Tables, build_tables, decode_rows
 from gateway.collect.writer import Writer
 from gateway.runtime import Runtime, notify
 from gateway.trust.keys import KeyRing, KeySigner, load_signer, spki_der
 from gateway.trust.rotation import retired
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from gateway.collect.source import Source
+    from gateway.findings import Finding
     from gateway.settings import GatewaySettings
 
-SEAL_LOOK_S: Final = 1.0
 RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
-STOP_SECONDS_MAX: Final = 10  # for a source to write its markers and leave the server
+CONTROL_LOOK_S: Final = 0.1
+CERTIFICATE_NS: Final = 3_600 * 10**9  # a load certificate per source and hour
 
 log = logging.getLogger(__name__)
 
@@ -50,55 +53,76 @@ class Collector:
     """Everything one collect process owns."""
 
     runtime: Runtime
-    settings: GatewaySettings
+    settings: GatewaySettings  # without sources: the reloader knows those in force
     ring: Ring
-    tables: Tables
     writer: Writer
     control: Control
     clock: GatewayClock
-    sources: list[Source]
-    root: Path
+    maker: Maker
+    crew: Crew
+    sealer: Sealer
+    reloader: Reloader
+    certified_ns: int = 0  # monotonic: when the last load certificates were written
+    status_fault: str = ""
 
     # ---- loops beside the sources ----
 
-    async def seal(self) -> None:
-        """Have journals sealed, one after the other, by a child process."""
-        while True:
-            await self.runtime.sleep(SEAL_LOOK_S)
-            now = self.instant()
-            await self.writer.exclusively(partial(self.ring.roll_if_due, now, self.settings.ring.seal_ns))
-            request = await self.writer.exclusively(self.ring.sealable)
-            if request is None:
-                continue
-            result = await run_child(with_root(request, str(self.root)))
-            if result.error or not result.parts:
-                await self.writer.exclusively(partial(self.ring.seal_failed, request, result.error))
-                self.writer.notice(NoticeKind.STORAGE, "", event="journal not sealed", why=result.error)
-                continue
-            try:
-                await self.writer.exclusively(partial(self.ring.adopt, request, result, self.instant()))
-            except (CorruptError, StorageFault) as error:
-                await self.writer.exclusively(partial(self.ring.seal_failed, request, str(error)))
-                self.writer.notice(NoticeKind.STORAGE, "", event="segment not published", why=str(error))
-
-    async def watch(self) -> None:
-        """Poll control files, turn events of the ring into notices, publish status, feed the watchdog."""
+    async def obey(self) -> None:
+        """Look what people ask for: a paused device is left within a second."""
         while True:
             paused, resumed = self.control.poll()
             for name, reason in paused.items():
                 self.writer.notice(NoticeKind.OPERATOR, name, event="paused", reason=reason)
             for name in resumed:
                 self.writer.notice(NoticeKind.OPERATOR, name, event="resumed")
+            await self.runtime.sleep(CONTROL_LOOK_S)
+
+    async def watch(self) -> None:
+        """Turn events of the ring into notices, publish status, feed the watchdog."""
+        while True:
             events, self.ring.counters.events = self.ring.counters.events, []
             for event in events:
                 self.writer.notice(NoticeKind.RING, "", event=event)
             said = self.clock.observe(self.runtime.wall_ns(), self.runtime.monotonic_ns(), synchronised=False)
             if said is not None:
                 self.writer.notice(NoticeKind.CLOCK, "", event=said.event, offset_ns=said.offset_ns)
-            path = self.settings.state / "collect" / "status.json"
-            publish_file(path, json.dumps(self.status(), default=str).encode(), durable=False)
+            self._certify()
+            await self._publish_status()
             notify("WATCHDOG=1")
             await self.runtime.sleep(1.0)
+
+    def _certify(self) -> None:
+        """Once an hour: what each source had to bear in it."""
+        now = self.runtime.monotonic_ns()
+        if now - self.certified_ns < CERTIFICATE_NS:
+            return
+        self.certified_ns = now
+        for name, report in self._sources().items():
+            if load := report.get("load"):
+                self.writer.notice(NoticeKind.LOAD, name, event="load certificate", **load)
+
+    async def _publish_status(self) -> None:
+        """A disk that refuses the status is no reason to stop collecting; it is said once."""
+        data = json.dumps(self.status(), default=str).encode()
+        try:
+            await self.runtime.offload(partial(publish_file, self.settings.collect_status, data, durable=False))
+        except StorageFault as fault:
+            if not self.status_fault:
+                log.error("status not published", extra={"data": {"fault": str(fault)}})  # noqa: TRY400
+            self.status_fault = str(fault)
+        else:
+            self.status_fault = ""
+
+    async def reload_when(self, asked: asyncio.Event) -> None:
+        """Go over to the new configuration whenever a person asks."""
+        while True:
+            await asked.wait()
+            asked.clear()
+            await self.reloader.apply(self.crew, self.maker)
+            footprint.give_back()
+
+    def _sources(self) -> dict[str, Any]:
+        return {name: getattr(source, "status", dict)() for name, source in self.crew.sources.items()}
 
     def status(self) -> dict[str, Any]:
         """Return what `ebbgate status` shows."""
@@ -112,23 +136,22 @@ class Collector:
             "commits": w.commits,
             "pending": w.pending,
             "fault": w.fault,
+            "alarm": self.reloader.fault or self.control.fault,
+            "configured_ns": self.reloader.applied_ns,
             "end_seq": state.end if state else 0,
             "low": list(state.low) if state else None,
             "lost": len(state.lost) if state else 0,
             "open_gaps": len(state.open_gaps) if state else 0,
             "segments": len(self.ring.segments),
             "sealed": c.sealed,
+            "sealing_waits": self.sealer.waiting,
             "evicted": c.evicted_files,
             "failed_syncs": c.failed_syncs,
             "ring_bytes": self.ring.usage_bytes(),
             "ring_bytes_max": self.settings.ring.max_bytes,
             "bytes_written": c.bytes_written,
-            "sources": {source.name: getattr(source, "status", dict)() for source in self.sources},
+            "sources": self._sources(),
         }
-
-    def instant(self) -> Instant:
-        """Return the time of now."""
-        return instant(self.runtime, self.clock)
 
 
 def instant(runtime: Runtime, clock: GatewayClock) -> Instant:
@@ -136,27 +159,46 @@ def instant(runtime: Runtime, clock: GatewayClock) -> Instant:
     return Instant(runtime.wall_ns(), runtime.monotonic_ns(), runtime.boot_id, clock.trusted)
 
 
-async def run(runtime: Runtime, settings: GatewaySettings) -> None:
-    """Collect until cancelled; raise EbbgateError or StorageFault where it cannot start."""
-    collector = await runtime.offload(partial(_open, runtime, settings))
+async def run(
+    runtime: Runtime, settings: GatewaySettings, load: Callable[[], GatewaySettings] | None = None, asked: asyncio.Event | None = None
+) -> None:
+    """Collect until cancelled; raise EbbgateError or StorageFault where it cannot start.
+
+    load: reads the configuration again whenever `asked` is set (SIGHUP).
+    """
+    footprint.one_heap()
+    collector = _wire(runtime, settings, await runtime.offload(partial(_open, runtime, settings)), load)
+    settings = collector.settings
     commit = asyncio.create_task(collector.writer.run())
-    tasks = [asyncio.create_task(source.run(collector.writer), name=source.name) for source in collector.sources]
-    tasks += [asyncio.create_task(collector.seal(), name="seal"), asyncio.create_task(collector.watch(), name="watch")]
-    collector.writer.notice(NoticeKind.COLLECT, "", event="started", release=__version__, generation=format_generation(collector.ring.generation))
-    log.info("collect is ready", extra={"data": {"stream": settings.stream, "sources": [s.name for s in collector.sources]}})
-    notify("READY=1")
+    loops: list[asyncio.Task[None]] = []
     try:
-        await asyncio.gather(asyncio.shield(commit), *tasks)  # whatever ends by itself is a defect of ours: stop, be started again
+        collector.maker.rehearse(collector.reloader.tables.sources)
+        await collector.reloader.publish()
+        loops.append(asyncio.create_task(collector.watch(), name="watch"))
+        await collector.sealer.catch_up()
+        for one in collector.reloader.tables.sources:
+            collector.crew.start(collector.maker.make(one))
+        loops += [
+            asyncio.create_task(collector.obey(), name="obey"),
+            asyncio.create_task(collector.sealer.run(), name="seal"),
+            asyncio.create_task(collector.reload_when(asked or asyncio.Event()), name="reload"),
+        ]
+        collector.writer.notice(NoticeKind.COLLECT, "", event="started", release=__version__, generation=format_generation(collector.ring.generation))
+        log.info("collect is ready", extra={"data": {"stream": settings.stream, "sources": list(collector.crew.sources)}})
+        footprint.give_back()
+        notify("READY=1")
+        await asyncio.gather(asyncio.shield(commit), collector.crew.broken, *loops)  # what ends by itself is a defect of ours: be started again
     finally:
-        await _stop(collector, commit, tasks)
+        await _stop(collector, commit, loops)
 
 
-async def _stop(collector: Collector, commit: asyncio.Task[None], tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
+async def _stop(collector: Collector, commit: asyncio.Task[None], loops: list[asyncio.Task[None]]) -> None:
+    for task in loops:
         task.cancel()
+    await collector.crew.stop_all()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STOP_SECONDS_MAX):
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*loops, return_exceptions=True)
     collector.writer.notice(NoticeKind.COLLECT, "", event="stopped in order")
     collector.writer.stop()
     with contextlib.suppress(TimeoutError, asyncio.CancelledError):
@@ -165,7 +207,43 @@ async def _stop(collector: Collector, commit: asyncio.Task[None], tasks: list[as
     collector.ring.close()
 
 
-def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a start found on the disk."""
+
+    ring: Ring
+    tables: Tables
+    before: TagTable | None
+    clock: GatewayClock
+    root: Path
+
+
+def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Callable[[], GatewaySettings] | None) -> Collector:
+    ring, tables, clock = opened.ring, opened.tables, opened.clock
+    now = partial(instant, runtime, clock)
+    writer = Writer(ring, tables.table, runtime, now, settings.ring.commit_ns)
+    control = Control(settings.state / "control")
+    control.poll()
+    maker = Maker(runtime, settings.state / "collect", clock, control)
+    sealer = Sealer(runtime, writer, ring, opened.root, now, settings.ring.seal_ns)
+    reloader = Reloader(runtime, settings, tables, load or (lambda: settings), ring, writer)
+    if opened.before is not None and encode_table(opened.before) != encode_table(tables.table):
+        told = [f"{one.where}: {one.what}" for one in _changes_since(settings)]
+        writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=told[:FINDINGS_SHOWN_MAX], tags_changed=len(told))
+    alone, began = replace(settings, sources=()), runtime.monotonic_ns()
+    return Collector(runtime, alone, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, certified_ns=began)
+
+
+def _changes_since(settings: GatewaySettings) -> tuple[Finding, ...]:
+    """Return what this start changes in the tags of the run before; a start goes on whatever it is: not to collect would be worse."""
+    try:
+        before = decode_rows(settings.tags_in_force.read_bytes())
+    except (OSError, ValueError):
+        return ()
+    return tag_changes(before, [row for source in settings.sources for row in source.tags], settings)
+
+
+def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:
     root = settings.ring.path / settings.stream
     for directory in (root, settings.state / "collect", settings.state / "control"):
         make_directory(directory)
@@ -176,26 +254,26 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
         verifier.trust(public)
     spki = (spki_der(signer.public), *(spki_der(public) for public, _ in before_keys))
     options = RingOptions(settings.stream, settings.ring.max_bytes, public_keys=spki)
-    newest = _newest_wall_ns(root)
-    clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
-    now = instant(runtime, clock)
-    ring = Ring.open(PosixStorage(root), options, signer, verifier, now, runtime.nonce32(), runtime.nonce64)
-    before = _table_before(ring)
-    tables = build_tables(settings, before)
-    statement = settings.data_key.with_suffix(".statement")
-    for payload in [*(old for _, old in before_keys if old), *([statement.read_bytes()] if statement.exists() else [])]:
-        ring.add_object(ObjectType.KEY_STATEMENT, payload)
-    ring.use_table(encode_table(tables.table))
-    ring.commit(now)
-    name = f"addresses-{hashlib.sha256(tables.addresses).hexdigest()[:16]}.json"
-    publish_file(settings.state / "collect" / name, tables.addresses, mode=0o600)
-    writer = Writer(ring, tables.table, runtime, partial(instant, runtime, clock), settings.ring.commit_ns)
-    control = Control(settings.state / "control")
-    control.poll()
-    sources = make_sources(runtime, settings, tables.sources, clock, control)
-    if before is not None and encode_table(before) != encode_table(tables.table):
-        writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=len(tables.table.tags))
-    return Collector(runtime, settings, ring, tables, writer, control, clock, sources, root)
+    try:
+        newest = _newest_wall_ns(root)
+        clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, newest)
+        now = instant(runtime, clock)
+        ring = Ring.open(PosixStorage(root), options, signer, verifier, now, runtime.nonce32(), runtime.nonce64)
+    except StorageFault as fault:
+        what = str(fault).removeprefix(f"{fault.path}: ")
+        raise StorageFault(what, path=str(root / fault.path), errno=fault.errno) from None
+    try:
+        before = _table_before(ring)
+        tables = build_tables(settings, before)
+        statement = settings.data_key.with_suffix(".statement")
+        for payload in [*(old for _, old in before_keys if old), *([statement.read_bytes()] if statement.exists() else [])]:
+            ring.add_object(ObjectType.KEY_STATEMENT, payload)
+        ring.use_table(encode_table(tables.table))
+        ring.commit(now)
+    except BaseException:
+        ring.close()
+        raise
+    return _Opened(ring, tables, before, clock, root)
 
 
 def _verifier(settings: GatewaySettings, signer: KeySigner, root: Path) -> KeyRing:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from buffer.tagtable import Tag, TagTable, renumber
-from gateway.settings import OpcuaSource
+from gateway.settings import OpcuaSource, TagRow
 
 if TYPE_CHECKING:
-    from gateway.settings import GatewaySettings, ModbusSource, TagRow
+    from gateway.settings import GatewaySettings, ModbusSource
 
 _UNSIGNED = frozenset({"uint64", "ulint", "lword"})
 
@@ -85,3 +85,40 @@ def _addresses(settings: GatewaySettings) -> bytes:
         for source in settings.sources
     ]
     return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False).encode()
+
+
+# ---- what is in force ----
+
+
+def encode_rows(settings: GatewaySettings) -> bytes:
+    """Return the tags a collect process works with, a JSON object a line, that `decode_rows` reads: what the next table is compared with.
+
+    Row by row, and without what is empty: for 10,000 tags the plain way takes 20 MB for a moment.
+    """
+    lines = [json.dumps(_told(row), ensure_ascii=False) for source in settings.sources for row in source.tags]
+    return "\n".join(lines).encode()
+
+
+def _told(row: TagRow) -> dict[str, object]:
+    return {f.name: value for f in fields(TagRow) if (value := getattr(row, f.name)) != f.default}
+
+
+def decode_rows(data: bytes) -> tuple[TagRow, ...]:
+    """Return the tags; raise ValueError where the file is not one of ours."""
+    try:
+        return tuple(_row(json.loads(line)) for line in data.splitlines())
+    except (KeyError, TypeError, AttributeError) as error:
+        message = f"not the tags of a collect process: {error}"
+        raise ValueError(message) from error
+
+
+def _row(told: dict[str, Any]) -> TagRow:
+    told["bad_raw"] = tuple(told.get("bad_raw", ()))
+    told["states"] = tuple((int(value), str(text)) for value, text in told.get("states", ()))
+    return TagRow(**told)
+
+
+def working_part(source: OpcuaSource | ModbusSource) -> OpcuaSource | ModbusSource:
+    """Return the source without what only explains its tags to people: two that are equal here are read in the same way."""
+    tags = [replace(row, path="", unit="", low=None, high=None, states=(), description="", line=0) for row in source.tags]
+    return replace(source, tags=tuple(sorted(tags, key=lambda row: row.id)))

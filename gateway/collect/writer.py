@@ -97,6 +97,10 @@ class Writer:
         self._notices.append(encode_notice(NoticeKind(kind), self._runtime.wall_ns(), source, dict(detail)))
         self._arrived.set()
 
+    def use_table(self, table: TagTable) -> None:
+        """Number sources by this table from now on; the ring has it already."""
+        self._table = table
+
     # ---- the loop ----
 
     async def run(self) -> None:

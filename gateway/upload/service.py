@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from buffer.errors import CorruptError, StorageFault
 from buffer.storage import PosixReadStorage, make_directory, publish_file
 from gateway.errors import ConfigError
+from gateway.groups import all_streams
 from gateway.lanes import TokenBucket, parse_window, window_open
 from gateway.runtime import notify
 from gateway.trust.certs import load_certificate
@@ -32,6 +33,7 @@ from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from buffer.layout import DurableMark
     from gateway.runtime import Runtime
@@ -97,7 +99,7 @@ class Uploader:
 
     def __init__(
         self, runtime: Runtime, settings: GatewaySettings, ring: Ring, carrier: Carrier, store: Store, keys: KeyRing,
-        control: Control | None = None, rhythm: Rhythm | None = None,
+        control: Control | None = None, rhythm: Rhythm | None = None, bucket: TokenBucket | None = None,
     ) -> None:  # fmt: skip
         self._rhythm = rhythm or Rhythm()
         backfill = settings.receiver.backfill
@@ -114,7 +116,7 @@ class Uploader:
         options = Options(settings.stream, settings.receiver.live_ns, backfill.in_flight, backfill.newest_first)
         self.certificate_ends_ns = 0  # wall clock; 0: not known
         self.machine = Machine(options, store.load(), keys, runtime.random)
-        self._bucket = TokenBucket(backfill.limit_bps)
+        self._bucket = bucket or TokenBucket(backfill.limit_bps)  # one for all streams of a link
         self._reading = asyncio.Lock()  # the catalogue has one caller at a time
         self._wake = asyncio.Event()
         self._backlog = Backlog()
@@ -260,7 +262,7 @@ class Uploader:
 
     async def _publish(self, status: dict[str, Any]) -> None:
         data = json.dumps(status).encode()
-        path = self._settings.state / "upload" / "status.json"
+        path = self._settings.upload_state / "status.json"
         try:
             await self._runtime.offload(lambda: publish_file(path, data, durable=False))
         except StorageFault as fault:
@@ -337,21 +339,39 @@ class Uploader:
 
 
 async def run(runtime: Runtime, settings: GatewaySettings) -> None:
-    """Upload until cancelled; raise EbbgateError or StorageFault where it cannot start."""
-    state = settings.state / "upload"
-    make_directory(state)
+    """Upload all streams of the gateway over one link until cancelled; raise EbbgateError or StorageFault where it cannot start."""
     keys = KeyRing()
     keys.trust(load_public(settings.receiver.receipt_key))
+    streams = all_streams(settings, await runtime.offload(partial(_rings, settings.ring.path)))
+    shared = replace(settings.receiver.backfill, in_flight=max(1, settings.receiver.backfill.in_flight // len(streams)))
     carrier = HttpsCarrier(runtime, settings.receiver)
-    ring = Catalogue(PosixReadStorage(settings.ring.path / settings.stream))
-    store = StateStore(state / "state.db", settings.stream)
-    uploader = Uploader(runtime, settings, ring, carrier, store, keys, Control(settings.state / "control"))
-    uploader.certificate_ends_ns = int(load_certificate(settings.receiver.certificate).not_valid_after_utc.timestamp()) * 10**9
-    log.info("upload is ready", extra={"data": {"stream": settings.stream, "receiver": settings.receiver.url}})
+    bucket = TokenBucket(shared.limit_bps)
+    ends_ns = int(load_certificate(settings.receiver.certificate).not_valid_after_utc.timestamp()) * 10**9
+    uploaders: list[tuple[Uploader, StateStore]] = []
+    for one in streams:
+        make_directory(one.upload_state)
+        store = StateStore(one.upload_state / "state.db", one.stream)
+        ring = Catalogue(PosixReadStorage(one.ring.path / one.stream))
+        own = replace(one, receiver=replace(one.receiver, backfill=shared))
+        uploader = Uploader(runtime, own, ring, carrier, store, keys, Control(settings.state / "control"), bucket=bucket)
+        uploader.certificate_ends_ns = ends_ns
+        uploaders.append((uploader, store))
+    log.info("upload is ready", extra={"data": {"streams": [one.stream for one in streams], "receiver": settings.receiver.url}})
     notify("READY=1")
     try:
-        await uploader.run()
+        async with asyncio.TaskGroup() as group:
+            for uploader, _ in uploaders:
+                group.create_task(uploader.run())
     finally:
-        uploader.save_now()
-        store.close()
+        for uploader, store in uploaders:
+            uploader.save_now()
+            store.close()
         await carrier.close()
+
+
+def _rings(path: Path) -> list[str]:
+    """Return the names of the rings that hold something, also those that nobody writes any more."""
+    try:
+        return sorted(one.name for one in path.iterdir() if (one / "durable").exists())
+    except OSError:
+        return []  # not there yet; a ring that cannot be read is said by its uploader

@@ -13,6 +13,8 @@ import pytest
 
 import gateway.cli
 from gateway.cli import COMMANDS
+from gateway.collect.tables import encode_rows
+from gateway.config import load_gateway
 from tests.integration.test_deliver import filled
 from tests.integration.test_upload_receive import free_port
 from tests.support.site import Site
@@ -120,17 +122,20 @@ def test_revoke_wants_to_know_what_is_still_good(tmp_path):
 
 def test_a_renamed_tag_is_refused_until_it_is_meant(tmp_path):
     config = set_up(tmp_path)
-    config.write_text(config.read_text() + '\n[source.m]\nkind = "modbus-tcp"\naddress = "127.0.0.1:502"\n')
-    table, before = tmp_path / "ot/tags.csv", tmp_path / "ot/state/collect/addresses-0.json"
-    before.parent.mkdir(parents=True)
-    before.write_text('[{"source": "m", "address": ["x"], "tags": {"m.old": "hr:0", "m.kept": "hr:1"}}]')
+    plain = config.read_text() + '\n[source.m]\nkind = "modbus-tcp"\naddress = "127.0.0.1:502"\n'
+    config.write_text(plain)
+    table = tmp_path / "ot/tags.csv"
+    table.write_text("id,path,source,address,type\nm.old,a/b,m,hr:0,int16\nm.kept,a/c,m,hr:1,int16\n")
+    before = load_gateway(config)
+    before.tags_in_force.parent.mkdir(parents=True)
+    before.tags_in_force.write_bytes(encode_rows(before))  # as collect leaves it
     table.write_text("id,path,source,address,type\nm.new,a/b,m,hr:0,int16\nm.kept,a/c,m,hr:1,int16\n")
     offline = ("check", "--config", config, "--offline")
-    assert "--renamed m.old=m.new" in ebbgate(*offline, code=1)
-    assert "becomes m.new" in ebbgate(*offline, "--renamed", "m.old=m.new")
-    assert "is retired" in ebbgate(*offline, "--retire", "m.old")
-    assert "names an id" in ebbgate(*offline, "--renamed", "m.odl=m.new", code=1)
-    assert "OLD=NEW" in ebbgate(*offline, "--renamed", "m.old", code=2)
+    assert 'renamed = { "m.old" = "m.new" }' in ebbgate(*offline, code=1)
+    config.write_text(plain.replace("[gateway]", '[gateway]\nrenamed = { "m.old" = "m.new" }', 1))
+    assert "becomes m.new" in ebbgate(*offline)
+    config.write_text(plain.replace("[gateway]", '[gateway]\nretired = ["m.old"]', 1))
+    assert "is retired" in ebbgate(*offline)
 
 
 def test_a_copied_landing_is_verified_with_public_keys_alone_and_a_flipped_byte_is_named(tmp_path):

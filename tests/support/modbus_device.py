@@ -23,8 +23,11 @@ class Device:
         self.framing = framing
         self.received = b""
         self.requests: list[tuple[float, int, int, int, int]] = []  # loop time, unit, function, start, count
+        self.answered: list[float] = []  # loop time at which each answer was handed to the network
+        self.sent = 0  # bytes
         self.connections = 0
         self.open = 0
+        self.most_open = 0
         self.missing: set[tuple[int, int]] = set()  # (function, address) that are refused with exception 2
         self.silent: set[tuple[int, int]] = set()  # (function, address) that make the device say nothing
         self.silent_units: set[int] = set()
@@ -66,6 +69,7 @@ class Device:
         """One connection."""
         self.connections += 1
         self.open += 1
+        self.most_open = max(self.most_open, self.open)
         self.writers.add(writer)
         try:
             while data := await reader.read(4096):
@@ -87,7 +91,10 @@ class Device:
         answer = self.answer(pdu, unit)
         await asyncio.sleep(self.delay_s)
         if answer is not None:
-            writer.write(adu[:4] + struct.pack(">HB", len(answer) + 1, unit) + answer if mbap else rtu(unit, answer))
+            whole = adu[:4] + struct.pack(">HB", len(answer) + 1, unit) + answer if mbap else rtu(unit, answer)
+            self.answered.append(asyncio.get_running_loop().time())
+            self.sent += len(whole)
+            writer.write(whole)
             await writer.drain()
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from gateway import templates
 from gateway.config import is_gateway_file, load_gateway, load_identity, load_site
 from gateway.configerrors import line_of
-from gateway.configfile import GatewayFile, ModbusTable, OpcuaTable, SiteFile, parse_text
+from gateway.configfile import GatewayFile, GroupTable, ModbusTable, OpcuaTable, SiteFile, parse_text
 from gateway.errors import ConfigError
 from gateway.settings import AlarmSettings, ModbusSource, OpcuaSource
 
@@ -24,7 +24,7 @@ SITE_WORDS = {"NAME": "dmz", "LISTEN": "10.20.0.5:8443", "LANDING": "/var/lib/eb
 MADE_UP = {  # shown in the template with a value that is no default, because there is none or it is off
     *("id", "site", "url", "address", "name", "listen", "proxy", "urls", "interface", "server_certificate", "user", "password_file"),
     *("namespaces", "alive", "load", "allowed", "forbidden", "kind", "application_uri", "revoked", "streams", "path", "dsn_file"),
-    *("webhook_file", "mail", "clock"),
+    *("webhook_file", "mail", "clock", "renamed", "retired", "sources", "max_size"),
 }  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def test_init_writes_every_key_of_a_gateway_with_its_default() -> None:
         compared(GatewayFile.model_fields[name].annotation, tables[name], None, name)
     compared(OpcuaTable, tables["source"]["press7"], None, "opcua")
     compared(ModbusTable, tables["source"]["mdb1"], None, "modbus")
+    compared(GroupTable, tables["group"]["line2"], None, "group")
 
 
 def test_init_writes_every_key_of_a_receiver_with_its_default() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -137,7 +139,7 @@ def test_integers_stay_exact_and_scaling_is_in_double() -> None:
     assert one(Field(Type("int64"), "ABCD", 0), top)[:2] == (Kind.INT64, 2**62 + 1)
     assert one(Field(Type("uint64"), "ABCD", 0), b"\xff" * 8)[:2] == (Kind.UINT64, 2**64 - 1)
     assert one(Field(Type("uint64"), "ABCD", 0, scale=2.0), b"\xff" * 8)[:2] == (Kind.DOUBLE, 2.0**65)
-    assert one(Field(Type("int16"), "ABCD", 0, scale=0.1, offset=-40.0), b"\xff\xff")[:2] == (Kind.DOUBLE, -1 * 0.1 - 40.0)
+    assert one(Field(Type("int16"), "ABCD", 0, scale=0.1, offset=-40.0), b"\xff\xff")[:2] == (Kind.DOUBLE, -40.1)
     assert one(Field(Type("float32"), "ABCD", 0), struct.pack(">f", 0.1))[1] == struct.unpack(">f", struct.pack(">f", 0.1))[0]
 
 
@@ -169,6 +171,28 @@ def test_nan_is_a_value_unless_said_otherwise() -> None:
     kind, value, quality, _ = one(Field(Type("float32"), "ABCD", 0), b"\x7f\xc0\x00\x00")
     assert (kind, quality) == (Kind.DOUBLE, GOOD)
     assert math.isnan(value)  # type: ignore[arg-type]
+
+
+@given(
+    st.integers(-(2**31), 2**31 - 1),
+    st.decimals(-1000, 1000, places=5, allow_nan=False).filter(lambda x: x != 0),
+    st.decimals(-100_000, 100_000, places=3, allow_nan=False),
+)
+def test_scaled_integers_are_the_nearest_double_to_the_decimal_result(raw: int, scale: Decimal, offset: Decimal) -> None:
+    field = Field(Type("int32"), "ABCD", 0, scale=float(scale), offset=float(offset))
+    exact = raw * Fraction(scale) + Fraction(offset)
+    got = Decoder([field]).decode(struct.pack(">i", raw))
+    value = float(got.values.view(np.float64)[0])
+    if max(abs(raw * Fraction(scale)), abs(exact)) * 100_000 <= 2**53:
+        assert value == float(exact)
+    else:
+        assert math.isclose(value, float(exact), rel_tol=1e-15, abs_tol=1e-3)
+
+
+def test_tenths_look_like_tenths() -> None:
+    fields = [Field(Type("int16"), "ABCD", 2 * i, scale=0.1) for i in range(1_000)]
+    got = Decoder(fields).decode( struct.pack(">1000h", *range(-500, 500)))
+    assert [repr(x) for x in got.values.view(np.float64).tolist()] == [repr(i / 10) for i in range(-500, 500)]
 
 
 def test_bcd() -> None:

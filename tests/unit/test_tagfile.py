@@ -232,8 +232,8 @@ def test_a_renamed_id_is_refused_unless_meant() -> None:
     assert refused(before, after) == ["a"]
     assert refused(before, after, renamed={"a": "a2"}) == []
     assert refused(before, after, retired={"a"}) == []
-    assert refused(before, after, renamed={"a": "zzz"}) == ["--renamed a=zzz", "a"]
-    assert refused(before, after, renamed={"b": "a2"})[0] == "--renamed b=a2"
+    assert refused(before, after, renamed={"a": "zzz"}) == ["renamed a = zzz", "a"]
+    assert refused(before, after, renamed={"b": "a2"})[0] == "renamed b = a2"
     assert refused(before, [row("b", "hr:1")]) == []
     assert refused(before, [row("a", "hr:9"), row("b", "hr:1"), row("c")]) == []  # moved by hand, id kept
 

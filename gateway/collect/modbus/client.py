@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from gateway.collect.guard import check_modbus_pdu
 from gateway.collect.modbus.frame import Answer, BadAnswer, ConnectionLost, Framing, NoAnswer, Refused, check_wire, wrap
@@ -63,7 +63,11 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._waiter: asyncio.Future[bytes] | None = None
         self._ended: EbbgateError | None = None
+        self._timeout_s = 0.0
+        self._deadline = 0.0  # of the request in flight, loop time
+        self._timer: asyncio.TimerHandle | None = None  # one for many requests: a timer for each costs a tenth of a read
         self.bytes_moved = 0  # both ways, for the load contract
+        self.noisy = False  # bytes came that nobody asked for
 
     @property
     def is_open(self) -> bool:
@@ -80,12 +84,12 @@ class Connection(asyncio.Protocol):
             raise self._ended
         if self._waiter is not None:
             raise BadAnswer("a second request while one is in flight")
-        self._transaction = (self._transaction + 1) % _TRANSACTIONS
-        wire = wrap(self._framing, self._transaction, unit, pdu)
-        self._answer = Answer(self._framing, self._transaction, unit, pdu)
+        self._transaction = transaction = (self._transaction + 1) % _TRANSACTIONS
+        wire = wrap(self._framing, transaction, unit, pdu)
+        self._answer = Answer(self._framing, transaction, unit, pdu)
         waiter: asyncio.Future[bytes] = self._loop.create_future()
         self._waiter = waiter
-        deadline = self._loop.call_later(timeout_s, self._late, timeout_s)
+        self._watch(timeout_s)
         try:
             self._send(wire)
             self.bytes_moved += len(wire)
@@ -94,8 +98,27 @@ class Connection(asyncio.Protocol):
             self._end(ConnectionLost("the request was given up"))
             raise
         finally:
-            deadline.cancel()
             self._answer = self._waiter = None
+
+    def _watch(self, timeout_s: float) -> None:
+        """Have the request in flight end in time."""
+        self._timeout_s = timeout_s
+        self._deadline = deadline = self._loop.time() + timeout_s
+        if self._timer is not None and self._timer.when() > deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        """The timer went off: for the request in flight, or for one that was answered long ago."""
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._loop.time() >= self._deadline:
+            self._end(NoAnswer(f"no answer within {self._timeout_s:g} s"))
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._look)
 
     def close(self) -> None:
         """End the connection at once; nothing more is sent."""
@@ -105,15 +128,15 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport, behind the guard."""
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError(transport)
-        self._send = _only_reads(transport, self._framing, self._identify)
-        self._abort = transport.abort
+        stream = cast("asyncio.Transport", transport)  # uvloop's is one without being an instance
+        self._send = _only_reads(stream, self._framing, self._identify)
+        self._abort = stream.abort
 
     def data_received(self, data: bytes) -> None:
         """Feed the answer; whatever is not part of it ends the connection."""
         self.bytes_moved += len(data)
         if self._answer is None or self._waiter is None or self._waiter.done():
+            self.noisy = True
             self._end(BadAnswer("bytes came that nobody asked for"))
             return
         try:
@@ -130,13 +153,12 @@ class Connection(asyncio.Protocol):
         """Tell the waiting request."""
         self._end(ConnectionLost(f"the connection broke: {exc}" if exc else "the device closed the connection"))
 
-    def _late(self, timeout_s: float) -> None:
-        self._end(NoAnswer(f"no answer within {timeout_s:g} s"))
-
     def _end(self, why: EbbgateError) -> None:
         if self._ended is not None:
             return
         self._ended = ConnectionLost(why.message)
+        if self._timer is not None:
+            self._timer.cancel()
         self._send = self._not_open
         self._abort()
         if self._waiter is not None and not self._waiter.done():

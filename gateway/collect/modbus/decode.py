@@ -11,15 +11,19 @@ Types: int16 uint16 int32 uint32 int64 uint64 float32 float64 (IEC names too: in
 bcd16 bcd32, bool (a register: not 0), bit(n) (n = 0 is the lowest bit), string(n) and string(n,encoding) (n bytes, two in a register, the
 high byte first with ABCD and CDAB; cut at the first NUL, blanks at the end taken off).
 
-Stored value = raw * scale + offset, in double; with scale 1 and offset 0 integers stay integers, exactly. What cannot be a value is null
+Stored value = raw * scale + offset. With scale 1 and offset 0 integers stay integers, exactly; else a raw integer gives the double nearest to
+the decimal result (3 * 0.1 is 0.3, not 0.30000000000000004), a raw float is calculated in double. What cannot be a value is null
 and Bad: a raw value listed in bad_raw (Bad_NoData), a BCD digit above 9 (Bad_DecodingError). Bytes that are no text become U+FFFD, Uncertain.
 """
 
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BAD_DECODING: Final = 0x8007_0000  # Bad_DecodingError (OPC 10000-6, A.2)
+_EXACT: Final = 2**53  # whole numbers up to here are doubles
 STRING_BYTES_MAX: Final = 250  # 125 registers: one answer
 
 _WIDTH: Final = {
@@ -177,7 +182,7 @@ class Decoder:
         self._shift = np.array([fields[i].coil if fields[i].coil >= 0 else fields[i].type.n for i in self._bits], np.uint64)
         self._strings = [i for i, f in enumerate(fields) if f.type.name == "string"]
         self._scaled = np.array([i for i, f in enumerate(fields) if f.scale != 1.0 or f.offset != 0.0], np.intp)
-        self._scale, self._offset = (np.array([getattr(fields[i], name) for i in self._scaled]) for name in ("scale", "offset"))
+        self._factors = np.array([_factors(fields[i]) for i in self._scaled], np.float64).reshape(-1, 3).T
         self._raw_kind = np.array([_kind(f) for f in fields], np.uint8)
         self._kind = self._raw_kind.copy()
         self._kind[self._scaled] = Kind.DOUBLE
@@ -258,12 +263,13 @@ class Decoder:
         return rows[wrong]
 
     def _scale_rows(self, values: NDArray[np.uint64]) -> None:
-        """Apply scale and offset in double, in place."""
+        """Apply scale and offset, in place: whole numbers first, one division last, so that nothing is rounded twice."""
         raw, kind = values[self._scaled], self._raw_kind[self._scaled]
         number = np.where(kind == Kind.DOUBLE, raw.view(np.float64), raw.view(np.int64).astype(np.float64))
         number = np.where(kind == Kind.UINT64, raw.astype(np.float64), number)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity is a double like any other
-            values[self._scaled] = (number * self._scale + self._offset).view(np.uint64)
+            multiply, add, divide = self._factors
+            values[self._scaled] = ((number * multiply + add) / divide).view(np.uint64)
 
     def _texts(
         self, buffer: bytes | bytearray | memoryview, values: NDArray[np.uint64], quality: NDArray[np.uint32], flags: NDArray[np.uint16]
@@ -279,6 +285,21 @@ class Decoder:
             values[row] = len(texts)
             texts.append(text)
         return tuple(texts)
+
+
+def _factors(field: Field) -> tuple[float, float, float]:
+    """Return (multiply, add, divide): value = (raw * multiply + add) / divide.
+
+    Scale and offset are decimals a person wrote: over their common denominator they are whole numbers, and with whole raw values everything
+    before the division is exact as long as it stays below 2^53.
+    """
+    if not field.type.name.startswith("float"):
+        scale, offset = (Fraction(Decimal(repr(x))) for x in (field.scale, field.offset))
+        divide = math.lcm(scale.denominator, offset.denominator)
+        whole = (int(scale * divide), int(offset * divide), divide)
+        if max(map(abs, whole)) <= _EXACT:
+            return float(whole[0]), float(whole[1]), float(whole[2])
+    return field.scale, field.offset, 1.0
 
 
 def _kind(field: Field) -> Kind:

@@ -18,6 +18,8 @@ IDENTIFY_PDU: Final = bytes([0x2B, 0x0E, 0x01, 0x00])  # basic device identifica
 _MEI: Final = 0x2B
 _ERROR: Final = 0x80
 _BITS: Final = (1, 2)
+_HEAD: Final = struct.Struct(">HHHBBB")  # MBAP header, function, bytes of data
+_MBAP: Final = struct.Struct(">HHHB")
 
 
 class Framing(StrEnum):
@@ -66,6 +68,12 @@ def read_pdu(function: int, start: int, count: int) -> bytes:
     return struct.pack(">BHH", function, start, count)
 
 
+def data_bytes(request: bytes) -> int:
+    """Return how many bytes of data the answer to a read request has."""
+    count = request[3] << 8 | request[4]
+    return (count + 7) // 8 if request[0] in _BITS else 2 * count
+
+
 def crc16(data: bytes) -> int:
     """Return the CRC of MODBUS over Serial Line 6.2.2."""
     crc = 0xFFFF
@@ -90,7 +98,7 @@ _CRC: Final = _crc_table()
 def wrap(framing: Framing, transaction: int, unit: int, pdu: bytes) -> bytes:
     """Return the bytes for the wire."""
     if framing is Framing.MBAP:
-        return struct.pack(">HHHB", transaction, 0, len(pdu) + 1, unit) + pdu
+        return _MBAP.pack(transaction, 0, len(pdu) + 1, unit) + pdu
     body = bytes([unit]) + pdu
     return body + struct.pack("<H", crc16(body))
 
@@ -99,7 +107,7 @@ def check_wire(framing: Framing, wire: bytes, identify: bool) -> None:
     """Raise WriteRefused unless these bytes are exactly one frame around one allowed PDU: the last check before the socket."""
     if framing is Framing.MBAP:
         pdu = wire[MBAP_BYTES:]
-        whole = len(wire) > MBAP_BYTES and wire[2:6] == struct.pack(">HH", 0, len(pdu) + 1)
+        whole = len(wire) > MBAP_BYTES and wire[2:6] == (len(pdu) + 1).to_bytes(4, "big")
     else:
         pdu = wire[1:-2]
         whole = len(wire) > 3 and wire[-2:] == struct.pack("<H", crc16(wire[:-2]))  # noqa: PLR2004 -- unit, function, CRC
@@ -111,18 +119,28 @@ def check_wire(framing: Framing, wire: bytes, identify: bool) -> None:
 class Answer:
     """Collects the answer to one request, byte by byte if need be; holds at most one frame."""
 
+    __slots__ = ("_buffer", "_framing", "_head", "_request", "_size", "_transaction", "_unit")
+
     def __init__(self, framing: Framing, transaction: int, unit: int, request: bytes) -> None:
         self._framing = framing
         self._transaction = transaction
         self._unit = unit
         self._request = request
         self._buffer = b""
+        self._size = -1  # of the good answer, whole; -1: not known
+        self._head = b""  # what it begins with
+        if framing is Framing.MBAP and (function := request[0]) != _MEI:
+            data = data_bytes(request)
+            self._size = MBAP_BYTES + 2 + data
+            self._head = _HEAD.pack(transaction, 0, 3 + data, unit, function, data & 0xFF)
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; return the PDU when it is whole, None while it is not.
 
         Raise BadAnswer for anything that cannot become our answer (also bytes behind it), Refused for an exception.
         """
+        if len(data) == self._size and not self._buffer and data.startswith(self._head):
+            return data[MBAP_BYTES:]  # exactly what was asked for, in one piece: nearly always
         self._buffer += data
         length = self._mbap_length() if self._framing is Framing.MBAP else self._rtu_length()
         if length is None or len(self._buffer) < length:
@@ -184,8 +202,7 @@ def check_answer(request: bytes, pdu: bytes) -> None:
         raise BadAnswer(f"function {pdu[0] if pdu else 'nothing'} answered, function {request[0]} was asked")
     if request[0] == _MEI:
         return
-    count = int.from_bytes(request[3:5], "big")
-    size = (count + 7) // 8 if request[0] in _BITS else 2 * count
+    size = data_bytes(request)
     if len(pdu) != 2 + size or pdu[1] != size:
         raise BadAnswer(f"{len(pdu) - 2} bytes of data came, {size} were asked for")
 

@@ -15,7 +15,7 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.pdu import ModbusPDU
 
 from gateway.collect.guard import check_modbus_pdu
-from gateway.collect.modbus.frame import ConnectionLost, Framing, NoAnswer, check_answer, check_wire
+from gateway.collect.modbus.frame import BadAnswer, ConnectionLost, Framing, NoAnswer, check_answer, check_wire
 
 if TYPE_CHECKING:
     from gateway.settings import ModbusSource
@@ -29,7 +29,10 @@ class SerialLine:
 
     def __init__(self, settings: ModbusSource) -> None:
         self._identify = settings.identify
+        self._asking = False
+        self._seen = 0  # bytes of the answer under way
         self.bytes_moved = 0
+        self.noisy = False
         self._client = AsyncModbusSerialClient(
             settings.address,
             framer=FramerType.RTU,
@@ -46,7 +49,7 @@ class SerialLine:
     @property
     def is_open(self) -> bool:
         """Whether a request may be tried."""
-        return bool(self._client.connected)
+        return bool(self._client.connected) and not self.noisy
 
     async def open(self) -> None:
         """Open the device; raise ConnectionLost."""
@@ -61,6 +64,7 @@ class SerialLine:
     async def request(self, unit: int, pdu: bytes, timeout_s: float) -> bytes:
         """As client.Connection.request. The deadline is that of the settings (timeout_s must not be longer)."""
         check_modbus_pdu(pdu, self._identify)
+        self._asking, self._seen = True, 0
         try:
             answer = await self._ask(unit, pdu)
         except ModbusException as error:
@@ -69,6 +73,11 @@ class SerialLine:
         except BaseException:
             self.close()
             raise
+        finally:
+            self._asking = False
+        if self._client.ctx.recv_buffer:
+            self.close()
+            raise BadAnswer("more bytes came than one answer has")
         function = answer.function_code
         plain = bytes([function]) + (_bits_or_registers(answer) if function in _READS else answer.encode())
         check_answer(pdu, plain)
@@ -93,9 +102,13 @@ class SerialLine:
         return pdu
 
     def _check_packet(self, sending: bool, packet: bytes) -> bytes:
-        self.bytes_moved += len(packet)
         if sending:
             check_wire(Framing.RTU, packet, self._identify)
+            self.bytes_moved += len(packet)
+            return packet
+        self.bytes_moved += max(0, len(packet) - self._seen)  # pymodbus shows the whole of what has come so far
+        self._seen = len(packet)
+        self.noisy = self.noisy or not self._asking
         return packet
 
 

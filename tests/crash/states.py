@@ -1,0 +1,207 @@
+"""The enumeration: lives of a collector made from seeds; every prefix of what each did to the disk; of each the kill and the power cuts
+that keep all, none, each single, each pair and random subsets of what was on its way; of some of these a second crash in what came
+after. Every state has a name, `seed/prefix/kept[/prefix/kept]`, that brings it back.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.crash.check import Place, Violation, examine, held
+from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
+from tests.crash.toys import install
+from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
+
+ACTIONS = ("live",) * 6 + ("gap", "fill", "fill", "idle", "roll", "roll", "table", "room", "seal", "seal")
+RANDOM_SUBSETS = 8
+PAIRS_MAX = 200  # beyond: random pairs; only moments with more than 20 pieces on their way
+TWICE = 12  # one state in so many is crashed again
+TWICE_STATES = 4
+ERRNOS = (errno.EIO, errno.EIO, errno.EIO, errno.ENOSPC, errno.EMFILE)
+
+install()
+
+
+def script_of(seed: int) -> Script:
+    """Return the life of a seed: every fourth sees calls fail, every fourth a full disk, half evict."""
+    rng = random.Random(seed)
+    journal = RESERVE + rng.choice((6, 9)) * PAGE
+    actions = tuple((rng.choice(ACTIONS), rng.randint(1, 3)) for _ in range(rng.randint(6, 14)))
+    faults: tuple[tuple[int, int], ...] = ()
+    if seed % 4 == 1:
+        faults = tuple((rng.randint(8, 90), rng.choice(ERRNOS)) for _ in range(rng.randint(1, 3)))
+    small = rng.choice((4, 5, 7)) * journal
+    capacity = small if seed % 4 == 2 else 10**12  # noqa: PLR2004
+    return Script(small if seed % 2 else 10**9, journal, actions, faults, rng.randint(0, 3), capacity)
+
+
+def new_disk(medium: Medium, script: Script) -> SimulatedDisk:
+    """Return a disk with the faults of a life, and its log on."""
+    disk = SimulatedDisk(medium)
+    disk.calls.log = []
+    disk.calls.faults = dict(script.faults)
+    disk.calls.capacity = script.capacity
+    disk.calls.sync_reaches = lambda count: range(0, count, script.reaches) if script.reaches else ()
+    return disk
+
+
+@dataclass
+class Moment:
+    """A prefix of a life: what the disk is like, and what was promised by then."""
+
+    number: int
+    medium: Medium
+    book: Book
+    lows: tuple[Place, ...]
+
+
+def moments(start: Medium, log: list[Effect], book: Book, first: Book) -> Iterator[Moment]:
+    """Yield every prefix. book: at the end of that life; first: at its beginning."""
+    medium = start.copy()
+    begun, acked, gaps, low = len(first.entries), first.acked, first.gaps, first.low
+    notes = [(i, effect[4]) for i, effect in enumerate(log) if effect[0] == "note" and len(effect) > 4]
+    coming = {i: low for i, low in notes}
+    after: list[tuple[Place, ...]] = []
+    upcoming = book.low
+    for i in range(len(log) - 1, -1, -1):
+        after.append((upcoming,))
+        upcoming = coming.get(i, upcoming)
+    after.reverse()
+    for i, effect in enumerate(log):
+        if effect[0] == "note":
+            begun, acked, gaps = effect[1:4]
+            low = effect[4] if len(effect) > 4 else low
+        else:
+            medium.apply(effect)
+        if i + 1 < len(log) and log[i + 1][0] == "note":
+            continue
+        yield Moment(i, medium, Book(book.entries[:begun], acked, gaps, low), (low, *after[i]))
+
+
+def subsets(medium: Medium, rng: random.Random) -> Iterator[tuple[str, Medium]]:
+    """Yield (name, what is there afterwards): kill, none, all, singles, pairs, random ones; each subset once."""
+    yield "kill", medium.copy()
+    pending = medium.pending()
+    n = len(pending)
+    wanted: list[tuple[int, ...]] = [(), *((i,) for i in range(n)), tuple(range(n))]
+    pairs = list(itertools.combinations(range(n), 2))
+    wanted += pairs if len(pairs) <= PAIRS_MAX else rng.sample(pairs, PAIRS_MAX)
+    if n > 2:  # noqa: PLR2004
+        wanted += [tuple(i for i in range(n) if rng.random() < 0.5) for _ in range(RANDOM_SUBSETS)]
+        wanted += [tuple(range(i)) for i in range(2, n)] if n <= 20 else []  # noqa: PLR2004 -- in order, as a calm disk does
+    for kept in dict.fromkeys(wanted):
+        yield ".".join(map(str, kept)) or "none", medium.power_cut(pending[i] for i in kept)
+
+
+def bring_back(medium: Medium, kept: str) -> Medium:
+    """Return the state of this name."""
+    if kept == "kill":
+        return medium.copy()
+    pending = medium.pending()
+    return medium.power_cut(pending[int(i)] for i in kept.split(".") if kept != "none")
+
+
+@dataclass
+class Life:
+    """What one collector did, from a start."""
+
+    start: Medium
+    first: Book
+    log: list[Effect]
+    book: Book
+
+
+def live(seed: int) -> tuple[Script, Life]:
+    """Return the whole life of a seed; raise Violation."""
+    script = script_of(seed)
+    start, book = Medium(), Book()
+    disk = new_disk(start.copy(), script)
+    try:
+        Collector(disk, script, book, 1, 0).run(script)
+    except Gone:
+        pass
+    except OSError as error:
+        if not script.faults:
+            raise Violation(f"did not start: {error}") from error
+    assert disk.calls.log is not None
+    return script, Life(start, Book(), disk.calls.log, book)
+
+
+def one(moment: Moment, medium: Medium, script: Script, nonce: int, killed: bool, durable: dict[Place, int] | None) -> tuple[str, Life, dict[Place, int]]:
+    """Examine one state; return what is broken ("" for nothing), the life after it, and what was there."""
+    calm = Script(script.max_bytes, script.journal_bytes, ())
+    disk = new_disk(medium, calm)
+    start = medium.copy()
+    found: dict[Place, int] = {}
+    book = moment.book
+    try:
+        if killed and durable is not None:
+            reader(disk, moment, durable)
+        found, book = examine(disk, moment.book, moment.lows, calm, nonce)
+        broken = ""
+    except Violation as violation:
+        broken = str(violation)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, a start must not raise it
+        broken = f"{type(error).__name__}: {error}"
+    assert disk.calls.log is not None
+    return broken, Life(start, moment.book, disk.calls.log, book), found
+
+
+def reader(disk: SimulatedDisk, moment: Moment, durable: dict[Place, int]) -> None:
+    """A reader beside the living writer: everything acknowledged, nothing that a power cut could still take back."""
+    seen = held(disk)
+    book = moment.book
+    for place in seen:
+        if place not in durable and place >= min(moment.lows):
+            raise Violation(f"G2 a reader sees {place}, which is not durable")
+    for entry in book.entries[: book.acked]:
+        for i, value in enumerate(entry.values):
+            place = (entry.generation, entry.first_seq + i)
+            if place >= max(moment.lows) and seen.get(place) != value:
+                raise Violation(f"G1 a reader does not see {place}, which is acknowledged")
+
+
+def states(seed: int) -> Iterator[tuple[str, str]]:
+    """Yield (name, what is broken) of every state of a seed."""
+    script, life = live(seed)
+    for moment in moments(life.start, life.log, life.book, life.first):
+        rng = random.Random(f"{seed} {moment.number}")
+        durable: dict[Place, int] | None = None
+        every = list(subsets(moment.medium, rng))
+        for kept, medium in [every[1], every[0], *every[2:]]:  # none, kill, the rest
+            broken, after, found = one(moment, medium, script, 2, kept == "kill", durable)
+            name = f"{seed}/{moment.number}/{kept}"
+            yield name, broken
+            if kept == "none":
+                durable = found if not broken else None
+            if not broken and rng.randrange(TWICE) == 0:
+                yield from twice(name, script, after, rng)
+
+
+def twice(name: str, script: Script, life: Life, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Yield a few states of a life that began with a crash."""
+    wanted = sorted(rng.sample(range(len(life.log)), min(TWICE_STATES, len(life.log))))
+    for moment in moments(life.start, life.log, life.book, life.first):
+        if not wanted or moment.number < wanted[0]:
+            continue
+        wanted = [n for n in wanted if n > moment.number]
+        pending = moment.medium.pending()
+        kept = rng.choice(("kill", "none", ".".join(str(i) for i in range(len(pending)) if rng.random() < 0.5) or "none"))
+        broken, _, _ = one(moment, bring_back(moment.medium, kept), script, 3, False, None)
+        yield f"{name}/{moment.number}/{kept}", broken
+
+
+def replay(name: str) -> str:
+    """Return what is broken in the state of this name."""
+    seed, *steps = name.split("/")
+    script, life = live(int(seed))
+    broken = ""
+    for nonce, (number, kept) in enumerate(zip(steps[::2], steps[1::2], strict=True), 2):
+        moment = next(m for m in moments(life.start, life.log, life.book, life.first) if m.number == int(number))
+        durable = one(moment, bring_back(moment.medium, "none"), script, nonce, False, None)[2] if kept == "kill" else None
+        broken, life, _ = one(moment, bring_back(moment.medium, kept), script, nonce, kept == "kill" and nonce == 2, durable)  # noqa: PLR2004
+    return broken

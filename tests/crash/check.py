@@ -18,7 +18,8 @@ from tests.crash.toys import TOY, decode, unseal
 from tests.support.simulated_disk import SimulatedDisk
 
 Place = tuple[int, int]
-CALM = Script(10**9, 0, (("live", 2), ("seal", 9), ("room", 2), ("fill", 1), ("roll", 1), ("live", 1), ("seal", 9), ("idle", 1)))
+CALM = (("live", 1),)
+LONG = (("live", 2), ("seal", 9), ("room", 2), ("fill", 1), ("roll", 1), ("live", 1), ("seal", 9), ("idle", 1))
 
 
 class Violation(Exception):
@@ -99,10 +100,10 @@ def problems(book: Book, count: int, found: dict[Place, int], ring: Ring, facts:
     return out
 
 
-def examine(disk: SimulatedDisk, book: Book, lows: tuple[Place, ...], script: Script, nonce: int) -> tuple[dict[Place, int], Book]:
+def examine(disk: SimulatedDisk, book: Book, lows: tuple[Place, ...], script: Script, nonce: int, *, long: bool = True) -> tuple[dict[Place, int], Book]:
     """Start after a crash, check, go on, check again; return what was there and the book since; raise Violation."""
     book = book.copy()
-    calm = Script(script.max_bytes, script.journal_bytes, CALM.actions)
+    calm = Script(script.max_bytes, script.journal_bytes, LONG if long else CALM)
     collector = Collector(disk, calm, book, nonce, book.facts(book.acked).position)
     ring = collector.ring
     ring.commit(collector.now())

@@ -131,7 +131,7 @@ def live(seed: int) -> tuple[Script, Life]:
     return script, Life(start, Book(), disk.calls.log, book)
 
 
-def one(moment: Moment, medium: Medium, script: Script, nonce: int, killed: bool, durable: dict[Place, int] | None) -> tuple[str, Life, dict[Place, int]]:
+def one(moment: Moment, medium: Medium, script: Script, nonce: int, durable: dict[Place, int] | None, *, long: bool = True) -> tuple[str, Life, dict[Place, int]]:
     """Examine one state; return what is broken ("" for nothing), the life after it, and what was there."""
     calm = Script(script.max_bytes, script.journal_bytes, ())
     disk = new_disk(medium, calm)
@@ -139,9 +139,9 @@ def one(moment: Moment, medium: Medium, script: Script, nonce: int, killed: bool
     found: dict[Place, int] = {}
     book = moment.book
     try:
-        if killed and durable is not None:
+        if durable is not None:
             reader(disk, moment, durable)
-        found, book = examine(disk, moment.book, moment.lows, calm, nonce)
+        found, book = examine(disk, moment.book, moment.lows, calm, nonce, long=long)
         broken = ""
     except Violation as violation:
         broken = str(violation)
@@ -173,12 +173,12 @@ def states(seed: int) -> Iterator[tuple[str, str]]:
         durable: dict[Place, int] | None = None
         every = list(subsets(moment.medium, rng))
         for kept, medium in [every[1], every[0], *every[2:]]:  # none, kill, the rest
-            broken, after, found = one(moment, medium, script, 2, kept == "kill", durable)
-            name = f"{seed}/{moment.number}/{kept}"
+            name, again = f"{seed}/{moment.number}/{kept}", rng.randrange(TWICE) == 0
+            broken, after, found = one(moment, medium, script, 2, durable if kept == "kill" else None, long=again)
             yield name, broken
             if kept == "none":
                 durable = found if not broken else None
-            if not broken and rng.randrange(TWICE) == 0:
+            if again and not broken:
                 yield from twice(name, script, after, rng)
 
 
@@ -191,7 +191,7 @@ def twice(name: str, script: Script, life: Life, rng: random.Random) -> Iterator
         wanted = [n for n in wanted if n > moment.number]
         pending = moment.medium.pending()
         kept = rng.choice(("kill", "none", ".".join(str(i) for i in range(len(pending)) if rng.random() < 0.5) or "none"))
-        broken, _, _ = one(moment, bring_back(moment.medium, kept), script, 3, False, None)
+        broken, _, _ = one(moment, bring_back(moment.medium, kept), script, 3, None)
         yield f"{name}/{moment.number}/{kept}", broken
 
 
@@ -202,6 +202,6 @@ def replay(name: str) -> str:
     broken = ""
     for nonce, (number, kept) in enumerate(zip(steps[::2], steps[1::2], strict=True), 2):
         moment = next(m for m in moments(life.start, life.log, life.book, life.first) if m.number == int(number))
-        durable = one(moment, bring_back(moment.medium, "none"), script, nonce, False, None)[2] if kept == "kill" else None
-        broken, life, _ = one(moment, bring_back(moment.medium, kept), script, nonce, kept == "kill" and nonce == 2, durable)  # noqa: PLR2004
+        durable = one(moment, bring_back(moment.medium, "none"), script, nonce, None)[2] if kept == "kill" and nonce == 2 else None  # noqa: PLR2004
+        broken, life, _ = one(moment, bring_back(moment.medium, kept), script, nonce, durable)
     return broken

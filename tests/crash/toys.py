@@ -1,7 +1,7 @@
 """What the crash enumeration replaces, and why that is honest.
 
 * The signature is a keyed hash: a real one costs 0.1 ms, and no promise of the disk depends on the curve.
-* Encoding and decoding of a payload are remembered by their input bytes: the same function, run once per content.
+* Encoding, signing and parsing are remembered by their whole input: the product's pure functions, run once per content.
 * The Parquet encoder of the sealing child is a concatenation of the block payloads. Everything round it is the product's: the child's
   reading of the journal past the cache with all its checks, the temporary file, `Ring.adopt`, both renames. That the real encoder
   gives back every bit is shown in tests/unit/test_segment.py.
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from buffer import codec, cut, layout, recovery
+from buffer import adopt, codec, cut, frame, journal, reader, recovery, ring, tagtable
 from buffer.errors import SignatureError
-from buffer.manifest import chain_next
+from buffer.frame import Frame, Header
+from buffer.manifest import FrameKind, Manifest, chain_next
 from buffer.seal import SealedPart, SealRequest, SealResult
 from buffer.segment import read_blocks
 from buffer.storage import PosixStorage
@@ -67,13 +68,19 @@ def columns_of(values: tuple[int, ...]) -> Columns:
     return make_columns([tag_of(v) for v in values], [10**18 + v for v in values], [1] * len(values), list(values), [0] * len(values))
 
 
-# ---- codec, remembered by content ----
+# ---- remembered by content: each runs once per input, whatever the disk did in between ----
+
+MEMORY = 20_000  # entries of each
 
 _decode = codec.decode
 _encode_blocks = codec.encode_blocks
+_parse_body = frame.parse_body
+_parse_frame = frame.parse_frame
+_seal_frame = frame.seal_frame
+_decode_table = tagtable.decode_table
 
 
-@functools.lru_cache(maxsize=20_000)
+@functools.lru_cache(maxsize=MEMORY)
 def _decoded(payload: bytes, count: int) -> Columns:
     return _decode(payload, count)
 
@@ -90,16 +97,54 @@ def encode_blocks(columns: Columns) -> Iterator[tuple[Columns, bytes]]:
     """As buffer.codec.encode_blocks, for columns without texts."""
     key = (columns.tag.tobytes(), columns.ts_ns.tobytes(), columns.values.tobytes())
     if key not in _encoded:
-        if len(_encoded) > 20_000:
+        if len(_encoded) > MEMORY:
             _encoded.clear()
         _encoded[key] = list(_encode_blocks(columns))
     return iter(_encoded[key])
 
 
+@functools.lru_cache(maxsize=MEMORY)
+def _parsed(cose: bytes, payload: bytes, kind: FrameKind, number: int, crc: int) -> Frame:
+    return _parse_body(Header(kind, 0, number, len(cose), len(payload), crc), cose, payload)
+
+
+def parse_body(header: Header, cose: bytes, payload: bytes | memoryview) -> Frame:
+    """As buffer.frame.parse_body, of which the salt is no input."""
+    if (header.cose_bytes, header.payload_bytes) != (len(cose), len(payload)):
+        return _parse_body(header, cose, payload)
+    return _parsed(cose, bytes(payload), header.kind, header.number, header.body_crc)
+
+
+@functools.lru_cache(maxsize=MEMORY)
+def parse_frame(data: bytes) -> Frame:
+    """As buffer.frame.parse_frame."""
+    return _parse_frame(data)
+
+
+@functools.lru_cache(maxsize=MEMORY)
+def _sealed(manifest: Manifest, payload: bytes) -> Frame:
+    return _seal_frame(TOY, manifest, payload)
+
+
+def seal_frame(signer: object, manifest: Manifest, payload: bytes | memoryview) -> Frame:
+    """As buffer.frame.seal_frame with the toy key."""
+    return _sealed(manifest, bytes(payload))
+
+
+@functools.lru_cache(maxsize=8)
+def decode_table(payload: bytes) -> TagTable:
+    """As buffer.tagtable.decode_table."""
+    return _decode_table(bytes(payload))
+
+
 def install() -> None:
-    """Put the remembering codec into the ring."""
+    """Put what remembers into the ring."""
     cut.encode_blocks = encode_blocks
     recovery.decode = decode
+    journal.parse_body = reader.parse_body = parse_body
+    recovery.parse_frame = reader.parse_frame = parse_frame
+    cut.seal_frame = ring.seal_frame = adopt.seal_frame = seal_frame
+    ring.decode_table = recovery.decode_table = decode_table
 
 
 # ---- the sealing child ----
@@ -138,7 +183,3 @@ def unseal(payload: bytes) -> Iterator[tuple[int, int]]:
         yield from enumerate(np.asarray(decode(payload[at : at + length], count).values).tolist(), first)
         at += length
 
-
-def object_path(payload_digest: bytes) -> str:
-    """Return where an object lies."""
-    return layout.object_path(payload_digest)

@@ -1,0 +1,65 @@
+"""Explicit-state search, breadth first: a model is an initial state, a function `steps` (every event possible next) and a function
+`broken` (promises broken in this state; several drive the state to rest first: link up, everything drained).
+
+Flags switch rules. FIXES are rules that the design took from these models; MUTANTS are rules broken on purpose. With its fixes no
+model breaks a promise; without any one of them, or with any mutant, it does, and the shortest trace is shown. Storage as everywhere: a
+completed sync persists; a power cut drops or keeps what was not synced; kill -9 keeps the page cache; after a failed sync it lies.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+Step = tuple[str, Any]
+Gen = tuple[int, int]  # (ordinal, nonce)
+Id = tuple[Gen, int]  # identity of a reading within a stream: (generation, seq)
+
+
+class Model:
+    """Base: what to explore. `fixes` and `mutants` name the flags this model understands."""
+
+    name = bounds = ""
+    fixes: tuple[str, ...] = ()
+    mutants: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+
+    def __init__(self, *flags: str) -> None:
+        assert set(flags) <= set(self.fixes + self.mutants + self.other), flags
+        self.flags = frozenset(flags)
+
+    def has(self, flag: str) -> bool:
+        return flag in self.flags
+
+    def initial(self) -> Any:
+        raise NotImplementedError
+
+    def steps(self, s: Any) -> Iterator[Step]:
+        raise NotImplementedError
+
+    def broken(self, s: Any) -> Iterator[str]:
+        raise NotImplementedError
+
+
+def explore(model: Model, first_only: bool) -> tuple[int, dict[str, list[str]]]:
+    """Visit every reachable state; return how many and, per broken promise, the shortest trace."""
+    start: Hashable = model.initial()
+    parent: dict[Hashable, tuple[Hashable, str] | None] = {start: None}
+    queue, found = deque([start]), dict[str, list[str]]()
+    while queue:
+        state = queue.popleft()
+        for what in model.broken(state):
+            if what not in found:
+                trace, at = [], parent[state]
+                while at is not None:
+                    trace.append(at[1])
+                    at = parent[at[0]]
+                found[what] = trace[::-1]
+        if found and first_only:
+            break
+        for label, after in model.steps(state):
+            if after not in parent:
+                parent[after] = (state, label)
+                queue.append(after)
+    return len(parent), found

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
 
 SEAL_LOOK_S: Final = 1.0
+SEAL_RETRY_S: Final = 60.0  # after the disk refused; a child costs a second of CPU
 RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
 STOP_SECONDS_MAX: Final = 10  # for a source to write its markers and leave the server
 
@@ -71,15 +72,25 @@ class Collector:
             if request is None:
                 continue
             result = await run_child(with_root(request, str(self.root)))
+            if result.again:
+                await self._seal_later(result.error)
+                continue
             if result.error or not result.parts:
                 await self.writer.exclusively(partial(self.ring.seal_failed, request, result.error))
                 self.writer.notice(NoticeKind.STORAGE, "", event="journal not sealed", why=result.error)
                 continue
             try:
                 await self.writer.exclusively(partial(self.ring.adopt, request, result, self.instant()))
-            except (CorruptError, StorageFault) as error:
+            except CorruptError as error:
                 await self.writer.exclusively(partial(self.ring.seal_failed, request, str(error)))
                 self.writer.notice(NoticeKind.STORAGE, "", event="segment not published", why=str(error))
+            except StorageFault as fault:
+                await self._seal_later(str(fault))
+
+    async def _seal_later(self, why: str) -> None:
+        """The disk refused, which says nothing about the journal: it stays sealable."""
+        self.writer.notice(NoticeKind.STORAGE, "", event="sealing waits for the disk", why=why)
+        await self.runtime.sleep(SEAL_RETRY_S)
 
     async def watch(self) -> None:
         """Poll control files, turn events of the ring into notices, publish status, feed the watchdog."""

@@ -103,12 +103,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Script:
-    """One life of a collector. actions: (what, how much). faults: number of a call -> errno."""
+    """One life of a collector. actions: (what, how much). faults: number of a call -> errno. syncs: numbers of syncs that fail."""
 
     max_bytes: int
     journal_bytes: int
     actions: tuple[tuple[str, int], ...]
     faults: tuple[tuple[int, int], ...] = ()
+    syncs: tuple[int, ...] = ()
     reaches: int = 0  # of a failed sync: every how many-th piece made it, 0 none
     capacity: int = 10**12
 
@@ -158,7 +159,7 @@ class Collector:
     def _commit(self, values: tuple[int, ...], facts: Facts) -> None:
         book, ring = self.book, self.ring
         book.entries.append(Entry(ring.generation, ring._chain.seq, values, facts))
-        self.disk.calls.log is None or self.disk.calls.log.append(("note", len(book.entries), book.acked, book.gaps))
+        self.disk.note(len(book.entries), book.acked, book.gaps)
         for attempt in range(TRIES):
             try:
                 ring.commit(self.now())
@@ -168,9 +169,22 @@ class Collector:
                     raise Gone from fault
         book.acked = len(book.entries)
         self.told = facts.position
-        assert ring.state is not None
-        book.low = ring.state.low
-        self.disk.calls.log is None or self.disk.calls.log.append(("note", len(book.entries), book.acked, book.gaps, book.low))
+        self._room()
+
+    def _room(self) -> None:
+        """After every commit, as collect does."""
+        book, state = self.book, self.ring.state
+        assert state is not None
+        book.low = state.low
+        self.disk.note(len(book.entries), book.acked, book.gaps, book.low)
+        try:
+            self.ring.make_room(self.now())
+        except StorageFault:
+            pass  # tried again after the next commit
+        assert self.ring.state is not None
+        if self.ring.state.low != book.low:
+            book.low = self.ring.state.low
+            self.disk.note(len(book.entries), book.acked, book.gaps, book.low)
 
     # ---- actions ----
 
@@ -232,12 +246,7 @@ class Collector:
 
     def _do_room(self, how: int) -> None:
         self._late += HOUR_NS * how
-        try:
-            self.ring.make_room(self.now())
-        finally:
-            assert self.ring.state is not None
-            self.book.low = self.ring.state.low
-            self.disk.calls.log is None or self.disk.calls.log.append(("note", len(self.book.entries), self.book.acked, self.book.gaps, self.book.low))
+        self._room()
 
     def _do_seal(self, how: int) -> None:
         for _ in range(how):

@@ -197,6 +197,8 @@ class Calls:
         self.crash_at = -1
         self.fail: set[str] = set()
         self.faults: dict[int, int] = {}
+        self.syncs = 0  # of files, so far
+        self.sync_faults: frozenset[int] = frozenset()  # numbers of syncs that fail
         self.sync_reaches: Callable[[int], Sequence[int]] = lambda count: ()
         self.capacity = 10**12
         self.others = 0
@@ -289,8 +291,11 @@ class Calls:
             self.step("fsync_dir", path)
             self.effect("sync_directory", place)
             return
+        number, self.syncs = self.syncs, self.syncs + 1
         try:
             self.step("fdatasync", path)
+            if number in self.sync_faults:
+                raise OSError(errno.EIO, "the device said no", path)
         except OSError:
             self.effect("sync_failed", inode, tuple(self.sync_reaches(len(self.medium.data.get(inode, ())))))
             raise
@@ -382,6 +387,11 @@ class SimulatedDisk(PosixStorage):
     def become(self, other: SimulatedDisk) -> None:
         """Have the content of another disk under a running process: a restored volume."""
         self.medium = self.calls.medium = other.medium
+
+    def note(self, *what: object) -> None:
+        """Leave a mark in the log."""
+        if self.calls.log is not None:
+            self.calls.log.append(("note", *what))
 
     def paths(self) -> list[str]:
         """Every file there is, as a process sees it."""

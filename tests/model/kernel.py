@@ -8,7 +8,6 @@ completed sync persists; a power cut drops or keeps what was not synced; kill -9
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -42,24 +41,34 @@ class Model:
         raise NotImplementedError
 
 
-def explore(model: Model, first_only: bool) -> tuple[int, dict[str, list[str]]]:
-    """Visit every reachable state; return how many and, per broken promise, the shortest trace."""
+def explore(model: Model, first_only: bool, depth: int = 10**9, most: int = 10**9) -> tuple[int, dict[str, list[str]]]:
+    """Visit every state that is at most `depth` events away; return how many and, per broken promise, the shortest trace.
+
+    first_only: stop at the first broken promise, or after `most` states.
+    """
     start: Hashable = model.initial()
     parent: dict[Hashable, tuple[Hashable, str] | None] = {start: None}
-    queue, found = deque([start]), dict[str, list[str]]()
-    while queue:
-        state = queue.popleft()
-        for what in model.broken(state):
-            if what not in found:
-                trace, at = [], parent[state]
-                while at is not None:
-                    trace.append(at[1])
-                    at = parent[at[0]]
-                found[what] = trace[::-1]
-        if found and first_only:
-            break
-        for label, after in model.steps(state):
-            if after not in parent:
-                parent[after] = (state, label)
-                queue.append(after)
+    level: list[Hashable] = [start]
+    found: dict[str, list[str]] = {}
+    while level and depth >= 0:
+        following: list[Hashable] = []
+        for state in level:
+            for what in model.broken(state):
+                found.setdefault(what, trace_of(parent, state))
+            if first_only and (found or len(parent) > most):
+                return len(parent), found
+            for label, after in model.steps(state) if depth else ():
+                if after not in parent:
+                    parent[after] = (state, label)
+                    following.append(after)
+        level, depth = following, depth - 1
     return len(parent), found
+
+
+def trace_of(parent: dict[Hashable, tuple[Hashable, str] | None], state: Hashable) -> list[str]:
+    """Return the events that lead to a state."""
+    trace, at = [], parent[state]
+    while at is not None:
+        trace.append(at[1])
+        at = parent[at[0]]
+    return trace[::-1]

@@ -1,7 +1,6 @@
-"""python -m tests.model.run [--quick] [model ...]: search every model, then without each rule and with each mutant; JSON last.
+"""python -m tests.model.run [model ...]: search every model to the end, then without each rule and with each mutant; JSON last.
 
-Quick is what `make test` does: the two large models are searched in full only where a mutant must be found, and the landing model
-without faults of the second kind. Everything else is in both.
+tests/model/test_model.py does the same to a smaller depth.
 """
 
 from __future__ import annotations

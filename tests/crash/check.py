@@ -26,14 +26,15 @@ class Violation(Exception):
 
 
 def held(storage: PosixReadStorage) -> dict[Place, int]:
-    """Return every reading a reader finds, by identity; raise Violation where one identity has two contents."""
+    """Return every reading a reader finds, by identity; raise Violation where one identity has two contents, or no tag table."""
     reader = RingReader(storage)
     inventory = reader.inventory()
     out: dict[Place, int] = {}
+    tables: set[bytes] = set()
     for name in inventory.segments:
         frame = reader.segment_frame(name)
         if frame is not None:
-            frame.verified(TOY)
+            tables.add(frame.verified(TOY).manifest.tag_table_sha256)
             for seq, value in unseal(bytes(frame.payload)):
                 _take(out, (name.generation, seq), value)
     for generation in sorted({j.generation for j in inventory.journals}):
@@ -44,8 +45,11 @@ def held(storage: PosixReadStorage) -> dict[Place, int]:
                 raise Violation("G4 blocks overlap")
             before = m
             if m.count:
+                tables.add(m.tag_table_sha256)
                 for seq, value in enumerate(np.asarray(decode(frame.payload, m.count).values).tolist(), m.first_seq):
                     _take(out, (generation, seq), value)
+    if any(reader.object_frame(digest) is None for digest in tables):
+        raise Violation("G2 the tag table of readings is gone: they are numbers without names")
     return out
 
 

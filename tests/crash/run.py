@@ -50,7 +50,10 @@ def main() -> int:
     if arguments.replay:
         from tests.crash.states import replay
 
-        broken = replay(arguments.replay)
+        try:
+            broken = replay(arguments.replay)
+        except (IndexError, StopIteration):
+            parser.error("no such state: a name belongs to the code that made it, which did other things to the disk")
         print(json.dumps({"states": 1, "violations": int(bool(broken)), "broken": broken}))
         return 1 if broken else 0
     began, count, violations = time.monotonic(), 0, 0

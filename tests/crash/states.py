@@ -186,7 +186,7 @@ def states(seed: int, share: float = 1.0) -> Iterator[tuple[str, str]]:
         rest = chosen(len(moment.medium.pending()), rng, share)
         for kept in ("none", "kill", *(".".join(map(str, kept)) for kept in rest)):
             medium = bring_back(moment.medium, kept)
-            name, again = f"{seed}/{moment.number}/{kept}", rng.randrange(TWICE) == 0
+            name, again = f"{seed}/{moment.number}/{kept}", kept == "kill" or rng.randrange(TWICE) == 0
             broken, after, found = one(moment, medium, script, 2, durable if kept == "kill" else None, long=again)
             yield name, broken
             if kept == "none":
@@ -197,13 +197,15 @@ def states(seed: int, share: float = 1.0) -> Iterator[tuple[str, str]]:
 
 def twice(name: str, script: Script, life: Life, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Yield a few states of a life that began with a crash."""
-    wanted = sorted(rng.sample(range(len(life.log)), min(TWICE_STATES, len(life.log))))
+    end = len(life.log) - 1
+    wanted = sorted({*rng.sample(range(end), min(TWICE_STATES - 1, end)), end})
     for moment in moments(life.start, life.log, life.book, life.first):
         if not wanted or moment.number < wanted[0]:
             continue
         wanted = [n for n in wanted if n > moment.number]
         pending = moment.medium.pending()
         kept = rng.choice(("kill", "none", ".".join(str(i) for i in range(len(pending)) if rng.random() < 0.5) or "none"))
+        kept = "none" if moment.number == end else kept
         broken, _, _ = one(moment, bring_back(moment.medium, kept), script, 3, None)
         yield f"{name}/{moment.number}/{kept}", broken
 

@@ -1,4 +1,4 @@
-"""python -m tests.mutants.run [--share K/N] [--only WORDS]: plant every defect of the table, one process each; the last line is JSON.
+"""python -m tests.mutants.run [--share K/N] [--only WORDS] [--jobs J]: plant every defect of the table, one process each; the last line is JSON.
 
 A mutant is caught when its harness, clean without it, turns red. `survived` names those that were not: the harness or the mutant
 is worth nothing then, and the exit status is 1.
@@ -62,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", help="plant this one here and run its harness")
     parser.add_argument("--only", default="", help="mutants whose name or harness has these words")
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--share", default="1/1", help="K/N: every N-th mutant, beginning with the K-th")
     arguments = parser.parse_args()
     if arguments.one:
@@ -73,10 +74,10 @@ def main() -> int:
     place, step = map(int, arguments.share.split("/"))
     chosen = [m for m in MUTANTS[place - 1 :: step] if arguments.only in m.name or arguments.only in m.harness]
     survived = []
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(arguments.jobs) as pool:
         for done in as_completed([pool.submit(_apart, mutant) for mutant in chosen]):
             mutant, caught, saw = done.result()
-            print(f"{'caught' if caught else 'SURVIVED':9} {mutant.name:60} {saw}", flush=True)
+            print(f"{'caught' if caught else 'SURVIVED':9} {mutant.harness[-20:]:20} {mutant.name:58} {saw}", flush=True)
             survived += [] if caught else [mutant.name]
     print(json.dumps({"mutants": len(chosen), "caught": len(chosen) - len(survived), "survived": survived}))
     return 1 if survived else 0

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from tests.mutants.plant import ROOT, Mutant, plant
 from tests.mutants.table import MUTANTS
 
-CRASH_STATES = 4_000
+CRASH_STATES = 3_000
 CRASH_SHARE = 0.4  # of the moments of each life: breadth before depth
 ROT_STATES = 900
 TIMEOUT_S = 900

@@ -43,8 +43,6 @@ CRASH = (
 )
 
 ROT = (
-    # a frame whose signature does not fit
-    M("torn tail accepted", "buffer.recovery", "            if isinstance(found, Found) and not problem:\n", "            if isinstance(found, Found):\n", "rot"),
     M("no look-ahead for later headers", "buffer.journal", "            resume = look_ahead(read, offset + PAGE, salt, number, size_bytes)\n", "            resume = None\n", "rot"),
     M("CRC and digest unchecked", "buffer.frame", "    if zlib.crc32(payload, zlib.crc32(cose)) != header.body_crc:\n", "    if False:\n", "rot"),
     M("lost shrinks", "buffer.recovery", "        out.lost = [*known, *new]\n", "        out.lost = [*new]\n", "rot"),

@@ -7,13 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 STATES ?= 20000
+SEED ?= 0
+MUTANTS_ARGS ?=
 SEEDS ?= 200
 CYCLES ?= 500
 CUTS ?= 500
 RUNS ?= 200
 NAME ?= ingest
 
-.PHONY: setup demo test check bench crash simulate kill faults clean
+.PHONY: setup demo test check bench crash mutants model simulate kill faults clean
 
 setup: $(VENV)/.stamp
 
@@ -41,7 +43,13 @@ bench: setup
 	$(BIN)/python -m benchmarks.$(subst -,_,$(NAME))
 
 crash: setup
-	$(BIN)/python -m tests.crash.run --states $(STATES)
+	$(BIN)/python -m tests.crash.run --states $(STATES) --seed $(SEED)
+
+mutants: setup
+	$(BIN)/python -m tests.mutants.run $(MUTANTS_ARGS)
+
+model: setup
+	$(BIN)/python -m tests.model.run
 
 simulate: setup
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)

@@ -174,6 +174,12 @@ class Journals:
 
     # ---- giving back ----
 
+    def record_holder(self) -> JournalFacts | None:
+        """Return the closed journal with the newest state record: not to be given back before a newer record is committed."""
+        if self.active is not None and self.active.acked_end > PAGE:
+            return None
+        return max((j for j in self.closed if j.last_block >= 0), key=lambda j: (j.name.generation, j.last_block), default=None)
+
     def give_back(self, journal: JournalFacts, *, pool: bool = True) -> None:
         """Have a closed journal no more: recycled, or removed."""
         self.closed.remove(journal)

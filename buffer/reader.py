@@ -96,7 +96,7 @@ class RingReader:
         for name in inventory.journals:
             if name.generation != generation:
                 continue
-            frames = self._acknowledged(name, mark, wanted) if generation == mark.generation else self._recovered(name, wanted)
+            frames = self._acknowledged(name, mark, wanted) if generation == mark.generation else self._recovered(name, wanted, end)
             for frame in frames:
                 if end is not None and frame.manifest.end_seq > end:
                     return
@@ -141,8 +141,11 @@ class RingReader:
             if frame.manifest.first_block < mark.end_block:
                 yield frame
 
-    def _recovered(self, name: JournalName, first_block: int) -> Iterator[Frame]:
-        """Of a dead generation: what verifies, without a commit that never ended."""
+    def _recovered(self, name: JournalName, first_block: int, end: int | None = None) -> Iterator[Frame]:
+        """Of a dead generation: what verifies, without a commit that never ended.
+
+        end: where its successor says that it ended. Readings below it were committed, though the end of their commit rotted since.
+        """
         held: list[Frame] = []
         size = self._storage.size(name.path) or 0
         for frame in self._frames(name, lambda at, n: self._storage.read_direct(name.path, at, n), size, first_block):
@@ -150,6 +153,9 @@ class RingReader:
             if not frame.manifest.more:
                 yield from held
                 held = []
+        while held and (end is None or not held[-1].manifest.count or held[-1].manifest.end_seq > end):
+            held.pop()
+        yield from held
 
     def _frames(self, name: JournalName, read: Read, size: int, first_block: int) -> Iterator[Frame]:
         places = self._places.get(name)

@@ -1,5 +1,6 @@
 """What a start may believe. Contract: reads, syncs and never writes; always ends with a usable answer; decides in this order.
 
+0. Names are made durable before they are believed: who published a file may have been killed between rename and directory sync.
 1. Half-published files: a .parquet without .cose was never a segment, a .cose without .parquet is an eviction cut short: both go,
    like every temporary file. What lies below the newest committed `low` goes too: that eviction was committed and cut short.
 2. The newest journal of each generation is synced, then read past the page cache: what the cache shows after a failed sync lies. A page
@@ -123,6 +124,7 @@ class _Recovery:
 
     def run(self) -> Recovered:
         out = self.out
+        self._sync_names()
         self._leftovers()
         self._segments()
         self._last_file()
@@ -142,6 +144,13 @@ class _Recovery:
         return out
 
     # ---- names ----
+
+    def _sync_names(self) -> None:
+        for directory in layout.DIRECTORIES:
+            try:
+                self._storage.fsync_dir(directory)
+            except StorageFault as fault:
+                self.out.events.append(f"{fault}; believing the names that the cache shows")
 
     def _leftovers(self) -> None:
         for directory in ("", *layout.DIRECTORIES):

@@ -68,9 +68,12 @@ class Room:
         Where space is wanted the pool takes one of them (the next journal needs no new zeros) and the others go: what waits in the pool
         frees nothing, and history was evicted instead.
         """
+        holder = self._journals.record_holder()
         scarce = wanted_bytes > 0
         kept = 1 if scarce and not self._journals.free else 0
         for journal in spare_journals(self._journals.closed, self.covered, monotonic_ns, wanted_bytes, pooled=kept):
+            if journal is holder:
+                continue
             self._journals.give_back(journal, pool=not scarce or not self._journals.free)
 
     def shrink_pool(self) -> None:
@@ -93,11 +96,11 @@ class Room:
 
     def drop_below(self, low: Place) -> int:
         """Remove what a committed record says is gone; return how many units that were. Raise StorageFault."""
-        gone = 0
+        gone, holder = 0, self._journals.record_holder()
         for unit in list(below(low, self._holdings.segments, self._journals.closed)):
             if isinstance(unit, SegmentName):
                 self._holdings.drop_segment(unit)
-            elif self._is_covered(unit):
+            elif unit is not holder and self._is_covered(unit):
                 self._journals.give_back(unit, pool=self.over_bytes() <= 0)
             else:
                 continue

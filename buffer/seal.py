@@ -48,6 +48,7 @@ class SealResult:
 
     parts: tuple[SealedPart, ...]
     error: str = ""
+    again: bool = False  # the disk refused, not the journal: to be tried again later
 
 
 def to_line(message: SealRequest | SealResult) -> str:
@@ -69,7 +70,7 @@ def result_from(line: str) -> SealResult:
     """Return the result; raise CorruptError."""
     try:
         body = json.loads(line)
-        return SealResult(tuple(SealedPart(**part) for part in body["parts"]), str(body["error"]))
+        return SealResult(tuple(SealedPart(**part) for part in body["parts"]), str(body["error"]), body.get("again") is True)
     except (ValueError, TypeError, KeyError) as error:
         message = f"not a seal result: {error}"
         raise CorruptError(message) from error

@@ -199,7 +199,7 @@ def seal(request: SealRequest) -> SealResult:
             return SealResult(())
         return SealResult(tuple(_parts(storage, request, frames)))
     except (StoreError, ValueError, pa.ArrowException, MemoryError) as error:
-        return SealResult((), f"{type(error).__name__}: {error}")
+        return SealResult((), f"{type(error).__name__}: {error}", isinstance(error, StorageFault | MemoryError))
 
 
 def _parts(storage: PosixStorage, request: SealRequest, frames: list[Frame]) -> list[SealedPart]:

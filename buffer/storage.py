@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from buffer.errors import MisuseError, StorageFault
+from buffer.system import pread_all, pwrite_all, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from buffer.system import System
 
 ZERO_CHUNK_BYTES: Final = 1024 * 1024
 DIRECT_ALIGN_BYTES: Final = 4096  # covers 512- and 4096-byte logical blocks
@@ -116,50 +120,59 @@ class Storage(ReadStorage, Protocol):
         ...
 
 
-@contextlib.contextmanager
-def _faults(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFault(error.strerror or str(error), path=path, errno=error.errno) from error
+class _faults:  # noqa: N801 -- used as a word; a generator would cost three times as much on every call
+    """Turns an OSError into a StorageFault that names the path."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            raise StorageFault(error.strerror or str(error), path=self._path, errno=error.errno) from error
 
 
 class PosixReadStorage:
     """Read-only view of one directory tree; methods as in `ReadStorage`. Opens and closes per call: holds nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, system: System = os) -> None:
         self.root = root
+        self._os = system
 
     def _at(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):
             message = f"path {path!r} leaves the store"
             raise MisuseError(message)
-        return str(self.root / path) if path else str(self.root)
+        return f"{self.root}/{path}" if path else str(self.root)
 
     def list(self, path: str) -> Sequence[str]:
         with _faults(path):
             try:
-                return sorted(os.listdir(self._at(path)))
+                return sorted(self._os.listdir(self._at(path)))
             except FileNotFoundError:
                 return []
 
     def size(self, path: str) -> int | None:
         with _faults(path):
             try:
-                return os.stat(self._at(path)).st_size
+                return self._os.stat(self._at(path)).st_size
             except FileNotFoundError:
                 return None
 
     def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         with _faults(path):
             try:
-                fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+                fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
             try:
-                return _pread_all(fd, offset, size_bytes)
+                return pread_all(self._os, fd, offset, size_bytes)
             finally:
-                os.close(fd)
+                self._os.close(fd)
 
     def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         """Return at most size_bytes past the page cache (O_DIRECT, else dropped cache); None if the file is not there."""
@@ -178,76 +191,76 @@ class PosixReadStorage:
         span = -(-(offset + size_bytes - first) // DIRECT_ALIGN_BYTES) * DIRECT_ALIGN_BYTES
         if span <= 0:
             return b""
-        fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         try:
             with mmap.mmap(-1, span) as page_aligned, memoryview(page_aligned) as view:
                 got = 0
                 while got < span and got % DIRECT_ALIGN_BYTES == 0:  # an odd count is the end of the file
                     with view[got:] as rest:
-                        part = os.preadv(fd, [rest], first + got)
+                        part = self._os.preadv(fd, [rest], first + got)
                     if part == 0:
                         break
                     got += part
                 return bytes(view[offset - first : min(got, offset - first + size_bytes)])
         finally:
-            os.close(fd)
+            self._os.close(fd)
 
     def _read_dropped(self, path: str, offset: int, size_bytes: int) -> bytes:
-        fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            return _pread_all(fd, offset, size_bytes)
+            self._os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            return pread_all(self._os, fd, offset, size_bytes)
         finally:
-            os.close(fd)
+            self._os.close(fd)
 
     def free_bytes(self) -> int:
         with _faults(""):
-            facts = os.statvfs(self.root)
+            facts = self._os.statvfs(str(self.root))
             return facts.f_bavail * facts.f_frsize
 
 
 class PosixStorage(PosixReadStorage):
     """The writer's view of one directory tree; methods as in `Storage`."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, system: System = os) -> None:
+        super().__init__(root, system)
         self._poisoned: set[int] = set()
         self._names: dict[int, str] = {}
 
     def create(self, path: str, size_bytes: int) -> int:
         with _faults(path):  # real zeros, not a hole: a later write must need no new block
-            fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             try:
                 zeros = bytes(min(ZERO_CHUNK_BYTES, size_bytes))
                 for at in range(0, size_bytes, ZERO_CHUNK_BYTES):
-                    _pwrite_all(fd, at, zeros[: size_bytes - at])
-                os.fsync(fd)
-                _sync_directory(os.path.dirname(self._at(path)))
+                    pwrite_all(self._os, fd, at, zeros[: size_bytes - at])
+                self._os.fsync(fd)
+                _sync_directory(self._os, os.path.dirname(self._at(path)))
             except OSError:
-                os.close(fd)
+                self._os.close(fd)
                 with contextlib.suppress(OSError):
-                    os.unlink(self._at(path))
+                    self._os.unlink(self._at(path))
                 raise
             self._names[fd] = path
             return fd
 
     def open(self, path: str) -> int:
         with _faults(path):
-            fd = os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC)
+            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC)
             self._names[fd] = path
             return fd
 
     def pwrite(self, handle: int, offset: int, data: bytes) -> None:
         self._refuse_poisoned(handle)
         with _faults(self._names.get(handle, "?")):
-            _pwrite_all(handle, offset, data)
+            pwrite_all(self._os, handle, offset, data)
 
     def fdatasync(self, handle: int) -> None:
         """Make what was written durable; a failure poisons the handle."""
         self._refuse_poisoned(handle)
         with _faults(self._names.get(handle, "?")):
             try:
-                os.fdatasync(handle)
+                self._os.fdatasync(handle)
             except OSError:
                 self._poisoned.add(handle)
                 raise
@@ -261,60 +274,59 @@ class PosixStorage(PosixReadStorage):
         self._poisoned.discard(handle)
         self._names.pop(handle, None)
         with contextlib.suppress(OSError):
-            os.close(handle)
+            self._os.close(handle)
 
     def publish(self, path: str, chunks: Iterable[bytes]) -> None:
         with _faults(path):
-            _publish(self._at(path), chunks, durable=True)
+            _publish(self._os, self._at(path), chunks, durable=True)
 
     def adopt(self, temporary: str, path: str) -> None:
         self.sync_file(temporary)
         with _faults(path):
-            os.chmod(self._at(temporary), FILE_MODE)
-            os.rename(self._at(temporary), self._at(path))
-            _sync_directory(os.path.dirname(self._at(path)))
+            self._os.chmod(self._at(temporary), FILE_MODE)
+            self._os.rename(self._at(temporary), self._at(path))
+            _sync_directory(self._os, os.path.dirname(self._at(path)))
 
     def truncate(self, path: str, size_bytes: int) -> None:
         with _faults(path):
-            os.truncate(self._at(path), size_bytes)
+            self._os.truncate(self._at(path), size_bytes)
 
     def rename(self, old: str, new: str) -> None:
         with _faults(old):
-            os.rename(self._at(old), self._at(new))
+            self._os.rename(self._at(old), self._at(new))
 
     def unlink(self, path: str) -> None:
         with _faults(path), contextlib.suppress(FileNotFoundError):
-            os.unlink(self._at(path))
+            self._os.unlink(self._at(path))
 
     def mkdir(self, path: str, mode: int = DIRECTORY_MODE) -> None:
         with _faults(path):
-            make_directory(Path(self._at(path)), mode)
+            _make_directory(self._os, self._at(path), mode)
 
     def fsync_dir(self, path: str) -> None:
         with _faults(path):
-            _sync_directory(self._at(path))
+            _sync_directory(self._os, self._at(path))
 
     def sync_file(self, path: str) -> None:
         with _faults(path):
-            fd = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fsync(fd)
+                self._os.fsync(fd)
             finally:
-                os.close(fd)
+                self._os.close(fd)
 
     def lock(self, path: str) -> int:
         """Take an exclusive lock on a file in a directory only its owner can enter; return its handle."""
         with _faults(path):
-            fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                os.close(fd)
+                self._os.close(fd)
                 if isinstance(error, BlockingIOError):
                     raise StorageFault("another process writes here; stop it first", path=path, errno=error.errno) from None
                 raise
             self._names[fd] = path
-            return fd
             return fd
 
 
@@ -324,17 +336,13 @@ class PosixStorage(PosixReadStorage):
 def publish_file(path: Path, data: bytes, *, durable: bool = True, mode: int = FILE_MODE) -> None:
     """Make or replace one small file by rename; raise StorageFault. Not durable: good enough for a status shown to people."""
     with _faults(str(path)):
-        _publish(str(path), [data], durable=durable, mode=mode)
+        _publish(os, str(path), [data], durable=durable, mode=mode)
 
 
 def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
     """Make a directory and its parents where absent, names durable; raise StorageFault."""
     with _faults(str(path)):
-        missing = [one for one in (path, *path.parents) if not one.exists()]
-        for one in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(one, mode)
-            _sync_directory(str(one.parent))
+        _make_directory(os, str(path), mode)
 
 
 def remove_file(path: Path) -> None:
@@ -342,59 +350,50 @@ def remove_file(path: Path) -> None:
     with _faults(str(path)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        _sync_directory(str(path.parent))
+        _sync_directory(os, str(path.parent))
 
 
-def _publish(path: str, chunks: Iterable[bytes], *, durable: bool, mode: int = FILE_MODE) -> None:
+def _publish(system: System, path: str, chunks: Iterable[bytes], *, durable: bool, mode: int = FILE_MODE) -> None:
     """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    fd = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         try:
-            os.fchmod(fd, mode)
+            system.fchmod(fd, mode)
             for chunk in chunks:
-                _write_all(fd, chunk)
+                write_all(system, fd, chunk)
             if durable:
-                os.fsync(fd)
+                system.fsync(fd)
         finally:
-            os.close(fd)
-        os.rename(temporary, path)
+            system.close(fd)
+        system.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            system.unlink(temporary)
         raise
     if durable:
-        _sync_directory(directory)
+        _sync_directory(system, directory)
 
 
-def _sync_directory(path: str) -> None:
-    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _make_directory(system: System, path: str, mode: int) -> None:
+    """The parent is synced also where the directory is there: the process that made it may have died before that."""
+    parent = os.path.dirname(path)
     try:
-        os.fsync(fd)
+        system.mkdir(path, mode)
+    except FileExistsError:
+        with contextlib.suppress(PermissionError):  # a parent of somebody else, who made it
+            _sync_directory(system, parent)
+        return
+    except FileNotFoundError:
+        _make_directory(system, parent, mode)
+        system.mkdir(path, mode)
+    _sync_directory(system, parent)
+
+
+def _sync_directory(system: System, path: str) -> None:
+    fd = system.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        system.fsync(fd)
     finally:
-        os.close(fd)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _pwrite_all(fd: int, offset: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
-
-
-def _pread_all(fd: int, offset: int, size_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    while size_bytes > 0:
-        part = os.pread(fd, size_bytes, offset)
-        if not part:
-            break
-        parts.append(part)
-        offset, size_bytes = offset + len(part), size_bytes - len(part)
-    return b"".join(parts)
+        system.close(fd)

@@ -73,6 +73,8 @@ class Sealer:
             return False
         try:
             result = await run_child(with_root(request, str(self._root)))
+            if result.again:  # the disk refused the child, which says nothing about the journal
+                raise StorageFault(result.error, path=request.journals[0])
             if result.error or not result.parts:
                 raise ChildFailed(result.error or "the sealing child made nothing")
             await self._writer.exclusively(lambda: self._ring.adopt(request, result, self._instant()))

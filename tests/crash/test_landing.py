@@ -20,7 +20,7 @@ from gateway.runtime import Runtime
 from gateway.wire.receipt import Ends, Verdict
 from gateway.wire.request import Lane
 from tests.support.frames import Source
-from tests.support.memory_disk import Crash, MemoryDisk
+from tests.support.simulated_disk import Crash, SimulatedDisk
 
 SOURCE = Source([2, 1, 0, 3, 1, 2, 1, 1])
 SECOND = Source([1, 1], generation=2 << 32 | 5, predecessor=(SOURCE.generation, 11))
@@ -52,11 +52,11 @@ GROUPS = [
 ]
 
 
-def play(disk: MemoryDisk, part_bytes: int = 10**9, groups=GROUPS) -> list[tuple[Arrival, object]]:
+def play(disk: SimulatedDisk, part_bytes: int = 10**9, groups=GROUPS) -> list[tuple[Arrival, object]]:
     """Land the groups; return what was receipted, also when the disk crashes on the way."""
     receipted = []
     try:
-        landing = Landing(disk, "hall1.main", runtime(disk.crash_at + 7), part_bytes)
+        landing = Landing(disk, "hall1.main", runtime(disk.calls.crash_at + 7), part_bytes)
         for group in groups:
             receipted += zip(group, landing.land(group), strict=True)
     except Crash:
@@ -69,7 +69,7 @@ def records(reader: LandingReader) -> dict:
     return {(lane, r.number): r for lane in LANES for r in reader.records(lane, 0, 10**6)}
 
 
-def check(disk: MemoryDisk, receipted, seen) -> Landing:
+def check(disk: SimulatedDisk, receipted, seen) -> Landing:
     """Reopen after a crash; raise AssertionError where a promise is broken."""
     landing = Landing(disk, "hall1.main", runtime(99))
     for one, landed in receipted:
@@ -89,8 +89,8 @@ def check(disk: MemoryDisk, receipted, seen) -> Landing:
     return landing
 
 
-def disk_conflicts(disk: MemoryDisk) -> list[str]:
-    return [path for path in disk.files if path.startswith("conflict/")]
+def disk_conflicts(disk: SimulatedDisk) -> list[str]:
+    return [path for path in disk.paths() if path.startswith("conflict/")]
 
 
 def once(landing: Landing, reader: LandingReader, found: dict) -> None:
@@ -117,13 +117,13 @@ def send_all_again(landing: Landing) -> None:
 
 
 def crash_everywhere(part_bytes: int, step: int = 1) -> int:
-    clean = MemoryDisk()
+    clean = SimulatedDisk()
     play(clean, part_bytes)
     for at in range(0, clean.steps + 1, step):
-        disk, seen = MemoryDisk(crash_at=at), {}
-        disk.before_step = lambda disk=disk, seen=seen: look(disk, seen)
+        disk, seen = SimulatedDisk(crash_at=at), {}
+        disk.calls.before_step = lambda disk=disk, seen=seen: look(disk, seen)
         receipted = play(disk, part_bytes)
-        disk.before_step = lambda: None
+        disk.calls.before_step = lambda: None
         cuts = [disk.after_kill(), *(disk.after_power_cut(random.Random(at * 10 + i)) for i in range(4))]
         for after in cuts:
             landing = check(after, receipted, seen)
@@ -133,7 +133,7 @@ def crash_everywhere(part_bytes: int, step: int = 1) -> int:
     return clean.steps
 
 
-def look(disk: MemoryDisk, seen: dict) -> None:
+def look(disk: SimulatedDisk, seen: dict) -> None:
     """What any reader could see at this moment."""
     seen.update(records(LandingReader(disk)))
 
@@ -144,7 +144,7 @@ def test_a_crash_before_any_step_loses_and_doubles_nothing(part_bytes: int) -> N
 
 
 def test_a_clean_run_says_what_became_of_each_request() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     verdicts = [landed.verdict for _, landed in play(disk)]
     s, d, c = Verdict.STORED, Verdict.DUPLICATE, Verdict.CONFLICT
     assert verdicts == [s, s, s, d, c, s, s, s, s, s]
@@ -158,7 +158,7 @@ def test_a_clean_run_says_what_became_of_each_request() -> None:
 
 
 def test_a_reader_that_follows_sees_the_same_as_one_that_begins() -> None:
-    disk, seen = MemoryDisk(), {}
+    disk, seen = SimulatedDisk(), {}
     landing = Landing(disk, "hall1.main", runtime(), 1500)
     follower, place = LandingReader(disk), dict.fromkeys(LANES, 0)
     for group in GROUPS:
@@ -175,35 +175,38 @@ def test_a_reader_that_follows_sees_the_same_as_one_that_begins() -> None:
 
 
 def test_a_fault_breaks_the_landing_and_promises_nothing() -> None:
-    for kind in ("pwrite", "fdatasync", "publish", "create"):
-        disk = MemoryDisk()
+    for kind in ("pwrite", "fdatasync", "rename", "create"):
+        disk = SimulatedDisk()
         landing = Landing(disk, "hall1.main", runtime())
         first = landing.land(GROUPS[0])
-        disk.fail.add(kind)
+        disk.calls.fail.add(kind)
         with pytest.raises(StorageFault):
             landing.land([arrival(B[1]), arrival(SOURCE.segment(4, 7)), arrival(B[3])])
             landing.land([arrival(FORK.blocks[1])])
             raise StorageFault("create happens at the first frame only", path="")
-        disk.fail.clear()
+        disk.calls.fail.clear()
         for after in (disk.after_kill(), disk.after_power_cut(random.Random(1))):
             check(after, list(zip(GROUPS[0], first, strict=True)), {})
 
 
 def test_after_a_failed_sync_the_cache_is_not_believed() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime())
     landing.land(GROUPS[0])
-    index = next(h for h, path in disk._handles.items() if path.startswith("index/"))
-    path = disk._handles[index]
-    disk.pwrite(index, len(disk.files[path].cache), b"EBBE what the cache shows and the device never took")
-    disk.sync_file = lambda path: None  # the page is clean now, the device has nothing: EIO was reported once
+    index = next(h for h, path in disk._names.items() if path.startswith("index/"))
+    path = disk._names[index]
+    disk.pwrite(index, len(disk.content(path)), b"EBBE what the cache shows and the device never took")
+    disk.calls.fail.add("fdatasync")
+    with pytest.raises(StorageFault):
+        disk.fdatasync(index)
+    disk.calls.fail.clear()  # the page is clean now, the device has nothing: EIO was reported once
     again = Landing(disk, "hall1.main", runtime(3))
     assert again.state.blocks[SOURCE.generation].covers(0, 0)
     assert again.state.live_end == 1
 
 
 def test_a_receiver_restored_from_yesterday_tells_where_to_begin_again() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime(1))
     landing.land(GROUPS[0])
     yesterday = disk.after_kill()
@@ -223,7 +226,7 @@ def test_a_receiver_restored_from_yesterday_tells_where_to_begin_again() -> None
 
 
 def test_a_kill_alone_asks_for_nothing_again() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     receipted = play(disk)
     last = receipted[-1][1]
     again = Landing(disk.after_kill(), "hall1.main", runtime(2))
@@ -233,18 +236,15 @@ def test_a_kill_alone_asks_for_nothing_again() -> None:
 
 def test_every_flipped_byte_of_the_index_is_named_or_harmless_and_healed() -> None:
     """Rot anywhere in the newest part: a start always starts, no reading is new twice, and what vanished is asked for again."""
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     receipted = play(disk)
     high = receipted[-1][1].ends
     known = receipted[-1][1].landing
-    name = max(p for p in disk.files if p.startswith("index/"))
-    size = len(disk.files[name].cache)
+    name = max(p for p in disk.paths() if p.startswith("index/"))
+    size = len(disk.content(name))
     for at in range(0, size, 11):
         after = disk.after_kill()
-        file = after.files[name]
-        file.pending = []
-        file.cache[at] ^= 0x20
-        file.platter = bytearray(file.cache)
+        after.flip(name, at, 0x20)
         landing = Landing(after, "hall1.main", runtime(5))
         since = landing.state.since(known)
         for one, landed in receipted:
@@ -264,15 +264,13 @@ def _held(landing: Landing, unit) -> bool:
 
 
 def test_every_cut_of_the_index_is_a_torn_tail_or_asked_for_again() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     receipted = play(disk)
     known = receipted[-1][1].landing
-    name = max(p for p in disk.files if p.startswith("index/"))
-    for size in range(0, len(disk.files[name].cache), 13):
+    name = max(p for p in disk.paths() if p.startswith("index/"))
+    for size in range(0, len(disk.content(name)), 13):
         after = disk.after_kill()
-        file = after.files[name]
-        file.cache, file.pending = file.cache[:size], []
-        file.platter = bytearray(file.cache)
+        after.rot(name, after.content(name)[:size])
         landing = Landing(after, "hall1.main", runtime(5))
         since = landing.state.since(known)
         for one, landed in receipted:
@@ -282,7 +280,7 @@ def test_every_cut_of_the_index_is_a_torn_tail_or_asked_for_again() -> None:
 
 
 def test_an_empty_block_is_indexed_and_a_segment_with_nothing_new_is_not_stored() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime())
     landing.land([arrival(B[0], B[1])])
     landing.land([arrival(SOURCE.segment(0, 2))])  # block 2 is empty: the segment brings no reading
@@ -290,11 +288,11 @@ def test_an_empty_block_is_indexed_and_a_segment_with_nothing_new_is_not_stored(
     found = records(reader)
     assert found[Lane.LIVE, 2].new == () and found[Lane.LIVE, 2].file == ""
     assert landing.land([arrival(B[2])])[0].verdict == Verdict.DUPLICATE
-    assert not [p for p in disk.files if p.startswith("segments/")]
+    assert not [p for p in disk.paths() if p.startswith("segments/")]
 
 
 def test_a_prefix_is_receipted_where_the_rest_meets_another_fate() -> None:
-    landing = Landing(MemoryDisk(), "hall1.main", runtime())
+    landing = Landing(SimulatedDisk(), "hall1.main", runtime())
     landing.land([arrival(FORK.blocks[4])])
     answer = landing.land([arrival(*B[2:6])])[0]
     assert (answer.verdict, answer.last_block, answer.chain) == (Verdict.STORED, 3, SOURCE.h[3])
@@ -304,7 +302,7 @@ def test_a_prefix_is_receipted_where_the_rest_meets_another_fate() -> None:
 
 def test_conflicts_beyond_the_cap_stay_with_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONFLICTS_MAX", 1)
-    landing = Landing(MemoryDisk(), "hall1.main", runtime())
+    landing = Landing(SimulatedDisk(), "hall1.main", runtime())
     landing.land([arrival(*B)])
     assert landing.land([arrival(FORK.blocks[1])])[0].verdict == Verdict.CONFLICT
     assert landing.land([arrival(FORK.blocks[1])])[0].verdict == Verdict.CONFLICT  # the same again: known
@@ -327,9 +325,9 @@ def test_mutant_receipt_before_the_index_is_synced_is_seen(monkeypatch: pytest.M
 
 
 def test_mutant_frames_not_synced_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = MemoryDisk.fdatasync
+    real = SimulatedDisk.fdatasync
     monkeypatch.setattr(
-        MemoryDisk, "fdatasync", lambda self, handle: None if self._handles[handle].startswith("live/") else real(self, handle)
+        SimulatedDisk, "fdatasync", lambda self, handle: None if self._names[handle].startswith("live/") else real(self, handle)
     )
     with pytest.raises((AssertionError, CorruptError)):
         crash_everywhere(10**9)

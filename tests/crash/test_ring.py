@@ -1,40 +1,60 @@
-"""Crash enumeration of the real ring, in short, and mutants that it must see. The long form: `make crash STATES=...`."""
+"""Crash enumeration of the real ring, in short; the long form is `make crash STATES=...`, the defects it must see are `make mutants`."""
 
 from __future__ import annotations
 
 import itertools
 
-from buffer import recovery
-from buffer.journal import JournalWriter
-from tests.crash.ring import states
+import pytest
 
-STATES = 700
+from tests.crash.rot import all_states
+from tests.crash.states import replay, states
+from tests.support.simulated_disk import Medium, pieces_of
 
-
-def violations(most: int = STATES) -> list[str]:
-    return [what for broken in itertools.islice(states(7, 5), most) for what in broken]
+STATES = 150  # of each life
 
 
-def test_nothing_acknowledged_is_lost_or_doubled_wherever_the_ring_is_crashed():
-    assert violations() == []
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 7, 9])
+def test_nothing_acknowledged_is_lost_or_doubled_wherever_the_ring_is_crashed(seed):
+    assert [found for found in itertools.islice(states(seed, 0.3), STATES) if found[1]] == []
 
 
-def test_an_acknowledgement_before_the_sync_is_seen(monkeypatch):
-    monkeypatch.setattr(JournalWriter, "sync", lambda self: None)
-    assert any("G1" in what for what in violations(400))
+def test_what_rots_is_named():
+    assert [found for found in all_states(200) if found[1]] == []
 
 
-def test_a_recovery_that_forgets_positions_is_seen(monkeypatch):
-    real = recovery._Recovery._take
-
-    def forgets(self, manifest, payload):
-        real(self, manifest, payload)
-        self.out.last.positions.clear()
-
-    monkeypatch.setattr(recovery._Recovery, "_take", forgets)
-    assert any("position" in what for what in violations(400))
+def test_a_state_comes_back_by_its_name():
+    names = [name for name, _ in itertools.islice(states(4, 0.3), 40)]
+    assert any(name.count("/") > 2 for name in names), "no second crash among them"
+    assert [replay(name) for name in names[::8]] == [""] * len(names[::8])
 
 
-def test_a_recovery_that_believes_no_journal_is_seen(monkeypatch):
-    monkeypatch.setattr(recovery._Recovery, "_believable", lambda *arguments: [])
-    assert violations(400) != []
+# ---- the disk itself ----
+
+
+def test_a_write_is_broken_at_512_bytes_and_zeros_stay_together():
+    data = b"a" * 100 + bytes(2000) + b"b"
+    pieces = pieces_of(500, data)
+    assert [(at, len(piece)) for at, piece in pieces] == [(500, 12), (512, 512), (1024, 1536), (2560, 41)]
+    assert b"".join(piece for _, piece in pieces) == data
+
+
+def test_names_and_data_have_fates_of_their_own():
+    medium = Medium()
+    for effect in (("name", 1, "", "a.tmp"), ("write", 1, 0, b"x" * 600), ("name", 1, "a.tmp", "a")):
+        medium.apply(effect)
+    name, rename, first, second = medium.pending()
+    assert medium.power_cut([]).names == {}
+    assert medium.power_cut([rename]).names == {}, "the change before it, of the same file, was lost"
+    early = medium.power_cut([name, rename])
+    assert (early.names, early.cache[1]) == ({"a": 1}, b""), "renamed before the sync: empty"
+    assert medium.power_cut([name, rename, second]).cache[1] == bytes(512) + b"x" * 88
+    medium.apply(("sync", 1))
+    medium.apply(("sync_directory", ""))
+    assert medium.power_cut([]).cache == {1: b"x" * 600}
+
+
+def test_after_a_failed_sync_the_cache_lies_and_the_next_sync_succeeds():
+    medium = Medium()
+    for effect in (("name", 1, "", "a"), ("sync_directory", ""), ("write", 1, 0, b"x"), ("sync_failed", 1, ()), ("sync", 1)):
+        medium.apply(effect)
+    assert (medium.cache[1], medium.platter[1]) == (b"x", b"")

@@ -19,7 +19,7 @@ from gateway.wire import request as wire
 from gateway.wire.request import FramesTarget
 from tests.simulation.ring import STREAM
 from tests.support.frames import signer
-from tests.support.memory_disk import MemoryDisk
+from tests.support.simulated_disk import SimulatedDisk
 
 POLICY = GatewayPolicy("hall1", "acme/ghent", ("hall1.*",))
 RECEIPT = KeySigner(Ed25519PrivateKey.from_private_bytes(b"r" * 32))
@@ -33,7 +33,7 @@ class SimReceiver:
     def __init__(self, runtime: Runtime, rng: random.Random) -> None:
         self._runtime = runtime
         self._rng = rng
-        self.disk = MemoryDisk()
+        self.disk = SimulatedDisk()
         self.up = False
         self.refusing = False  # its disk is below min_free
         self.start()
@@ -42,7 +42,7 @@ class SimReceiver:
         keys = KeyRing([AUTHORITY.public])
         self.product = Receiver(self._runtime, (POLICY,), RECEIPT, keys, lambda stream: self.disk, lambda: not self.refusing)
         self.partials = Partials(keys)
-        if self.disk.files:
+        if self.disk.paths():
             self.product.open_stream(STREAM)
         self.up = True
 
@@ -50,10 +50,10 @@ class SimReceiver:
         self.up = False
         self.disk = self.disk.after_power_cut(self._rng) if power_cut else self.disk.after_kill()
 
-    def copy(self) -> MemoryDisk:
+    def copy(self) -> SimulatedDisk:
         return self.disk.after_kill()
 
-    def restore(self, backup: MemoryDisk) -> None:
+    def restore(self, backup: SimulatedDisk) -> None:
         self.up = False
         self.disk = backup.after_kill()
 
@@ -92,7 +92,7 @@ class SimReceiver:
 
     def platter(self) -> dict[str, bytes]:
         """Return what is durable, conflicts apart."""
-        return {path: bytes(f.platter) for path, f in self.disk.files.items() if path.startswith(("live/", "segments/"))}
+        return {path: self.disk.on_platter(path) for path in self.disk.paths() if path.startswith(("live/", "segments/"))}
 
     @property
     def landing(self) -> int:

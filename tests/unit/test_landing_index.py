@@ -31,7 +31,7 @@ from gateway.wire.receipt import Ends
 from gateway.wire.request import Lane
 from tests.crash.test_landing import GROUPS, arrival, play, records, runtime
 from tests.support.frames import Source
-from tests.support.memory_disk import MemoryDisk
+from tests.support.simulated_disk import SimulatedDisk
 
 
 def entry(body: bytes) -> bytes:
@@ -58,12 +58,12 @@ def test_garbage_is_the_end(data: bytes) -> None:
 
 
 def test_every_flipped_byte_leaves_a_reader_with_less_or_with_an_error() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     play(disk, 1500)
     whole = records(LandingReader(disk))
-    for path in [p for p in disk.files if p.startswith(("index/", "durable"))]:
-        for at in range(0, len(disk.files[path].cache), 41):
-            disk.files[path].cache[at] ^= 0x11
+    for path in [p for p in disk.paths() if p.startswith(("index/", "durable"))]:
+        for at in range(0, len(disk.content(path)), 41):
+            disk.flip(path, at, 0x11)
             reader = LandingReader(disk)
             try:
                 reader.refresh()
@@ -72,23 +72,22 @@ def test_every_flipped_byte_leaves_a_reader_with_less_or_with_an_error() -> None
                         assert whole[lane, record.number] == record
             except CorruptError:
                 pass
-            disk.files[path].cache[at] ^= 0x11
+            disk.flip(path, at, 0x11)
     assert records(LandingReader(disk)) == whole
 
 
 def test_rotten_frames_and_objects_are_named_with_file_and_offset() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     play(disk)
     reader = LandingReader(disk)
     found = records(reader)
     for record in found.values():
         if not record.file:
             continue
-        file = disk.files[record.file]
-        file.cache[record.offset + record.length - 1] ^= 1
+        disk.flip(record.file, record.offset + record.length - 1, 1)
         with pytest.raises(CorruptError, match=record.file.replace(".", r"\.")):
             reader.frame(record)
-        file.cache[record.offset + record.length - 1] ^= 1
+        disk.flip(record.file, record.offset + record.length - 1, 1)
         reader.frame(record)
     one, two = found[Lane.LIVE, 0], found[Lane.LIVE, 1]
     import dataclasses
@@ -108,7 +107,7 @@ def test_names_and_headers_come_back_and_nothing_else_is_one() -> None:
 def test_a_summary_says_what_the_entries_said() -> None:
     state = LandingState()
     source = Source([2, 0, 3], lost=(Loss(1 << 32 | 7, 0, 0, LossReason.BIT_ROT),), predecessor=(5, 9))
-    landing = Landing(MemoryDisk(), "hall1.main", runtime())
+    landing = Landing(SimulatedDisk(), "hall1.main", runtime())
     landing.land([arrival(*source.blocks), arrival(source.segment(0, 2))])
     state = landing.state
     (again, _), *_ = parse_entries(encode_entry(state), 0)
@@ -131,17 +130,17 @@ def test_since_is_the_least_start_after_the_one_known() -> None:
 
 def test_a_new_landing_and_an_empty_place_are_read_as_nothing(tmp_path) -> None:
     assert stream_names(tmp_path / "absent") == [] == stream_names(tmp_path)
-    reader = LandingReader(MemoryDisk())
+    reader = LandingReader(SimulatedDisk())
     assert not reader.refresh()
     assert reader.records(Lane.LIVE, 0, 9) == []
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     Landing(disk, "hall1.main", runtime())
     reader = LandingReader(disk)
     assert reader.refresh() and reader.state.ends == Ends(0, 0) and reader.object_frame(bytes(32)) is None
 
 
 def test_a_reader_that_stood_by_while_the_landing_was_restored_follows_the_new_history() -> None:
-    disk = MemoryDisk()
+    disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime(1))
     landing.land(GROUPS[0])
     yesterday = disk.after_kill()
@@ -149,7 +148,7 @@ def test_a_reader_that_stood_by_while_the_landing_was_restored_follows_the_new_h
     reader = LandingReader(disk)
     reader.refresh()
     known, ends = reader.state.landing, reader.state.ends
-    disk.files = yesterday.files
+    disk.become(yesterday)
     restored = Landing(disk, "hall1.main", runtime(2))
     restored.land(GROUPS[4])
     assert reader.refresh()

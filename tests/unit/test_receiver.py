@@ -22,7 +22,7 @@ from gateway.wire.receipt import Receipt, Refusal, Verdict, parse_receipt
 from gateway.wire.request import FramesTarget, ObjectTarget
 from tests.crash.test_landing import runtime
 from tests.support.frames import TABLE, Source, object_frame, signer
-from tests.support.memory_disk import MemoryDisk
+from tests.support.simulated_disk import SimulatedDisk
 
 CA = KeySigner(ec.generate_private_key(ec.SECP256R1()))
 POLICY = s.GatewayPolicy("hall1", "acme", ("hall1.*",))
@@ -32,7 +32,7 @@ STREAM = "hall1.main"
 
 class World:
     def __init__(self) -> None:
-        self.disk = MemoryDisk()
+        self.disk = SimulatedDisk()
         self.room = True
         self.start()
 
@@ -56,12 +56,12 @@ def target(source: Source, n: int, **options) -> FramesTarget:
     return FramesTarget(source.stream, source.generation, n, n, **options)
 
 
-@pytest.mark.parametrize("step", ["pwrite", "fdatasync", "publish"])
+@pytest.mark.parametrize("step", ["pwrite", "fdatasync", "rename"])
 async def test_a_disk_that_refuses_promises_nothing_and_heals_by_itself(step: str) -> None:
     world, source = World(), Source([1, 1, 1])
     await world.objects()
     first = await world.put(target(source, 0), source.blocks[0].wire())
-    world.disk.fail.add(step)
+    world.disk.calls.fail.add(step)
     both = await asyncio.gather(
         world.receiver.put(POLICY, target(source, 1), source.blocks[1].wire()),
         world.receiver.put(POLICY, FramesTarget(STREAM, source.generation, 0, 2), source.segment(0, 2).wire()),
@@ -70,7 +70,7 @@ async def test_a_disk_that_refuses_promises_nothing_and_heals_by_itself(step: st
     assert all(isinstance(x, StorageFault) for x in both)
     with pytest.raises(StorageFault):  # it cannot even open anew
         await world.receiver.put(POLICY, target(source, 1), source.blocks[1].wire())
-    world.disk.fail.clear()
+    world.disk.calls.fail.clear()
     healed = await world.put(target(source, 1, landing=first.landing), source.blocks[1].wire())
     assert healed.verdict in (Verdict.STORED, Verdict.DUPLICATE)  # the bytes may have reached the disk after all
     assert healed.landing != first.landing
@@ -82,10 +82,11 @@ async def test_a_full_disk_takes_nothing_and_tells_nobody_otherwise() -> None:
     await world.objects()
     world.room = False
     assert (await world.receiver.put(POLICY, target(source, 0), source.blocks[0].wire())).status == wire.CANNOT_STORE
-    world.room, world.disk.full = True, True
+    world.room = True
+    world.disk.set_full(True)
     with pytest.raises(StorageFault):
         await world.receiver.put(POLICY, target(source, 0), source.blocks[0].wire())
-    world.disk.full = False
+    world.disk.set_full(False)
     assert (await world.put(target(source, 0), source.blocks[0].wire())).verdict == Verdict.STORED
 
 
@@ -114,9 +115,9 @@ async def test_keys_and_objects_are_known_again_after_a_restart_rotation_include
 async def test_an_object_that_rotted_is_asked_for_again() -> None:
     world = World()
     await world.objects()
-    for path, file in world.disk.files.items():
+    for path in world.disk.paths():
         if path.startswith("objects/"):
-            file.cache[45] ^= 1
+            world.disk.flip(path, 45, 1)
     world.start()
     world.receiver.open_stream(STREAM)
     source = Source([1])

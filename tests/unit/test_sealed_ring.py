@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffer import limits
-from buffer.errors import CorruptError
+from buffer.errors import CorruptError, StorageFault
 from buffer.reader import RingReader
 from buffer.ring import with_root
 from buffer.seal import result_from, to_line
@@ -73,6 +73,23 @@ def test_a_rotten_journal_is_not_sealed(tmp_path):
     assert result.parts == ()
     assert "not all there" in result.error
     ring.seal_failed(request, result.error)
+    assert ring.sealable() is None
+
+
+def test_a_disk_that_refuses_says_nothing_about_the_journal(tmp_path):
+    ring, request = sealed_ring(tmp_path, some(0, 100))
+    (tmp_path / "segments").rename(tmp_path / "elsewhere")
+    result = seal(request)
+    assert result.again and "StorageFault" in result.error and result_from(to_line(result)) == result
+    (tmp_path / "elsewhere").rename(tmp_path / "segments")
+    result = seal(request)
+    (tmp_path / result.parts[0].path).rename(tmp_path / "moved")
+    (tmp_path / "segments").rename(tmp_path / "elsewhere")
+    with pytest.raises((StorageFault, CorruptError)):
+        ring.adopt(request, result, instant())
+    (tmp_path / "elsewhere").rename(tmp_path / "segments")
+    assert with_root(ring.sealable(), str(tmp_path)) == request
+    assert [name.last for name in ring.adopt(request, seal(request), instant())] == [99]
     assert ring.sealable() is None
 
 

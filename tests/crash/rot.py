@@ -1,0 +1,91 @@
+"""Acknowledged data that the device gives back changed, or not at all: every reading is there bit for bit or named in `lost`, no start fails,
+no reason given once is ever withdrawn. Journals, `last` and `durable`; of segments the scrub and `ring check` judge.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from buffer import layout
+from buffer.frame import HEADER_BYTES
+from tests.crash.check import Violation, held
+from tests.crash.plant import PAGE, Book, Collector, Script
+from tests.crash.states import live
+from tests.crash.toys import TOY
+from tests.support.simulated_disk import Medium, SimulatedDisk
+
+
+def places(disk: SimulatedDisk) -> list[tuple[str, int]]:
+    """Return where a bit may rot: in header, signature and payload of every block, and here and there in the rest."""
+    out: list[tuple[str, int]] = []
+    for path in disk.paths():
+        size = len(disk.content(path))
+        if path.startswith("journal/"):
+            used = [at for at in range(0, size, PAGE) if any(disk.content(path)[at : at + 64])]
+            out += [(path, at + inside) for at in used for inside in (1, 10, 18, HEADER_BYTES + 40, HEADER_BYTES + 200, 700) if at + inside < size]
+        elif path.startswith("last/") or path == layout.DURABLE:
+            out += [(path, at) for at in (0, size // 2, size - 1)]
+    return out
+
+
+def states(seed: int, most: int = 60) -> Iterator[tuple[str, str]]:
+    """Yield (name, what is broken) for one life of that seed, with one or two bits changed after it."""
+    seed = seed // 4 * 8  # lives without faults that evict nothing
+    script, life = live(seed)
+    medium = Medium()
+    for effect in life.log:
+        if effect[0] != "note":
+            medium.apply(effect)
+    for inode in list(medium.data):
+        medium.apply(("sync", inode))
+    rng = random.Random(seed)
+    every = places(SimulatedDisk(medium.copy()))
+    wanted = [(one,) for one in rng.sample(every, min(most, len(every)))]
+    blocks = [one for one in every if one[0] != layout.DURABLE]  # an acknowledged tail that rots together with its only proof is not seen
+    wanted += [tuple(rng.sample(blocks, 2)) for _ in range(most // 2)] if len(blocks) > 1 else []
+    for flips in wanted:
+        disk = SimulatedDisk(medium.copy())
+        for path, at in flips:
+            disk.flip(path, at, 0x10)
+        yield f"{seed}:" + "+".join(f"{path}@{at}" for path, at in flips), judged(disk, life.book, script)
+
+
+def judged(disk: SimulatedDisk, book: Book, script: Script) -> str:
+    """Start twice and compare with the book; return what is broken."""
+    try:
+        lost: set[tuple[int, int]] = set()
+        for nonce in (2, 3):
+            lost = _start(disk, book, script, nonce, lost)
+            disk = disk.after_kill()
+    except Violation as violation:
+        return str(violation)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, a start must not raise it
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _start(disk: SimulatedDisk, book: Book, script: Script, nonce: int, told: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    collector = Collector(disk, script, book.copy(), nonce, 0)
+    collector.ring.commit(collector.now())
+    state = collector.ring.state
+    assert state is not None and TOY
+    found = held(disk)
+    expected = {(e.generation, e.first_seq + i): v for e in book.entries for i, v in enumerate(e.values)}
+    lost = {(loss.generation, seq) for loss in state.lost for seq in range(loss.first, loss.last + 1)}
+    silent = sorted(p for p in expected if p not in found and p not in lost and p >= state.low)
+    if silent:
+        raise Violation(f"G2 silently gone: {silent[:4]}")
+    if any(expected.get(place) != value for place, value in found.items()):
+        raise Violation("G5 something that was never committed")
+    if lost & found.keys():
+        raise Violation(f"G2 lost is claimed of {sorted(lost & found.keys())[:4]}")
+    if told - lost:
+        raise Violation(f"G2 a loss is withdrawn: {sorted(told - lost)[:4]}")
+    return lost
+
+
+def all_states(count: int) -> Iterator[tuple[str, str]]:
+    """Yield states of as many lives as it takes."""
+    return itertools.islice(itertools.chain.from_iterable(states(seed) for seed in itertools.count(0, 4)), count)

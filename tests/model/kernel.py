@@ -1,0 +1,74 @@
+"""Explicit-state search, breadth first: a model is an initial state, a function `steps` (every event possible next) and a function
+`broken` (promises broken in this state; several drive the state to rest first: link up, everything drained).
+
+Flags switch rules. FIXES are rules that the design took from these models; MUTANTS are rules broken on purpose. With its fixes no
+model breaks a promise; without any one of them, or with any mutant, it does, and the shortest trace is shown. Storage as everywhere: a
+completed sync persists; a power cut drops or keeps what was not synced; kill -9 keeps the page cache; after a failed sync it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+Step = tuple[str, Any]
+Gen = tuple[int, int]  # (ordinal, nonce)
+Id = tuple[Gen, int]  # identity of a reading within a stream: (generation, seq)
+
+
+class Model:
+    """Base: what to explore. `fixes` and `mutants` name the flags this model understands."""
+
+    name = bounds = ""
+    fixes: tuple[str, ...] = ()
+    mutants: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+
+    def __init__(self, *flags: str) -> None:
+        assert set(flags) <= set(self.fixes + self.mutants + self.other), flags
+        self.flags = frozenset(flags)
+
+    def has(self, flag: str) -> bool:
+        return flag in self.flags
+
+    def initial(self) -> Any:
+        raise NotImplementedError
+
+    def steps(self, s: Any) -> Iterator[Step]:
+        raise NotImplementedError
+
+    def broken(self, s: Any) -> Iterator[str]:
+        raise NotImplementedError
+
+
+def explore(model: Model, first_only: bool, depth: int = 10**9, most: int = 10**9) -> tuple[int, dict[str, list[str]]]:
+    """Visit every state that is at most `depth` events away; return how many and, per broken promise, the shortest trace.
+
+    first_only: stop at the first broken promise, or after `most` states.
+    """
+    start: Hashable = model.initial()
+    parent: dict[Hashable, tuple[Hashable, str] | None] = {start: None}
+    level: list[Hashable] = [start]
+    found: dict[str, list[str]] = {}
+    while level and depth >= 0:
+        following: list[Hashable] = []
+        for state in level:
+            for what in model.broken(state):
+                found.setdefault(what, trace_of(parent, state))
+            if first_only and (found or len(parent) > most):
+                return len(parent), found
+            for label, after in model.steps(state) if depth else ():
+                if after not in parent:
+                    parent[after] = (state, label)
+                    following.append(after)
+        level, depth = following, depth - 1
+    return len(parent), found
+
+
+def trace_of(parent: dict[Hashable, tuple[Hashable, str] | None], state: Hashable) -> list[str]:
+    """Return the events that lead to a state."""
+    trace, at = [], parent[state]
+    while at is not None:
+        trace.append(at[1])
+        at = parent[at[0]]
+    return trace[::-1]

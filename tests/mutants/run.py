@@ -1,0 +1,87 @@
+"""python -m tests.mutants.run [--share K/N] [--only WORDS] [--jobs J]: plant every defect of the table, one process each; the last line is JSON.
+
+A mutant is caught when its harness, clean without it, turns red. `survived` names those that were not: the harness or the mutant
+is worth nothing then, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from tests.mutants.plant import ROOT, Mutant, plant
+from tests.mutants.table import MUTANTS
+
+CRASH_STATES = 3_000
+CRASH_SHARE = 0.4  # of the moments of each life: breadth before depth
+ROT_STATES = 900
+TIMEOUT_S = 900
+CAUGHT = 10  # exit status: everything else is a defect of this program
+
+
+def found(mutant: Mutant) -> str:
+    """Run the harness of a planted mutant in this process; return what it saw first, "" for nothing."""
+    if mutant.harness not in ("crash", "rot"):
+        import pytest
+
+        return "" if pytest.main(["-x", "-q", "-p", "no:cacheprovider", *mutant.harness.split()]) == 0 else f"{mutant.harness} is red"
+    try:
+        for name, broken in _states(mutant.harness):
+            if broken:
+                return f"{name}: {broken}"
+    except Exception as error:  # noqa: BLE001 -- not even the life itself works
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _states(harness: str) -> Iterator[tuple[str, str]]:
+    if harness == "rot":
+        from tests.crash.rot import all_states
+
+        return all_states(ROT_STATES)
+    from tests.crash.states import states
+
+    return itertools.islice(itertools.chain.from_iterable(states(seed, CRASH_SHARE) for seed in itertools.count()), CRASH_STATES)
+
+
+def _apart(mutant: Mutant) -> tuple[Mutant, bool, str]:
+    out = subprocess.run(
+        [sys.executable, "-m", "tests.mutants.run", "--one", mutant.name], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    if out.returncode not in (0, CAUGHT):
+        raise RuntimeError(f"{mutant.name}: {out.stderr[-2000:]}")
+    return mutant, out.returncode == CAUGHT, out.stdout.strip().rpartition("\n")[2][:150]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", help="plant this one here and run its harness")
+    parser.add_argument("--only", default="", help="mutants whose name or harness has these words")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--share", default="1/1", help="K/N: every N-th mutant, beginning with the K-th")
+    arguments = parser.parse_args()
+    if arguments.one:
+        mutant = next(m for m in MUTANTS if m.name == arguments.one)
+        plant(mutant)
+        saw = found(mutant)
+        print(saw)
+        return CAUGHT if saw else 0
+    place, step = map(int, arguments.share.split("/"))
+    chosen = [m for m in MUTANTS[place - 1 :: step] if arguments.only in m.name or arguments.only in m.harness]
+    survived = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in as_completed([pool.submit(_apart, mutant) for mutant in chosen]):
+            mutant, caught, saw = done.result()
+            print(f"{'caught' if caught else 'SURVIVED':9} {mutant.harness[-20:]:20} {mutant.name:58} {saw}", flush=True)
+            survived += [] if caught else [mutant.name]
+    print(json.dumps({"mutants": len(chosen), "caught": len(chosen) - len(survived), "survived": survived}))
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

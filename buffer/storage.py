@@ -207,10 +207,11 @@ class PosixReadStorage:
 
 
 class PosixStorage(PosixReadStorage):
-    """The writer's view of one directory tree; methods as in `Storage`."""
+    """The writer's view of one directory tree; methods as in `Storage`. file_mode None: a file system without modes (FAT)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, file_mode: int | None = FILE_MODE) -> None:
         super().__init__(root)
+        self._file_mode = file_mode
         self._poisoned: set[int] = set()
         self._names: dict[int, str] = {}
 
@@ -265,7 +266,7 @@ class PosixStorage(PosixReadStorage):
 
     def publish(self, path: str, chunks: Iterable[bytes]) -> None:
         with _faults(path):
-            _publish(self._at(path), chunks, durable=True)
+            _publish(self._at(path), chunks, durable=True, mode=self._file_mode)
 
     def adopt(self, temporary: str, path: str) -> None:
         self.sync_file(temporary)
@@ -315,7 +316,6 @@ class PosixStorage(PosixReadStorage):
                 raise
             self._names[fd] = path
             return fd
-            return fd
 
 
 # ---- plain files of any process: configuration, keys, status ----
@@ -345,14 +345,15 @@ def remove_file(path: Path) -> None:
         _sync_directory(str(path.parent))
 
 
-def _publish(path: str, chunks: Iterable[bytes], *, durable: bool, mode: int = FILE_MODE) -> None:
+def _publish(path: str, chunks: Iterable[bytes], *, durable: bool, mode: int | None = FILE_MODE) -> None:
     """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE if mode is None else mode)
     try:
         try:
-            os.fchmod(fd, mode)
+            if mode is not None:
+                os.fchmod(fd, mode)
             for chunk in chunks:
                 _write_all(fd, chunk)
             if durable:

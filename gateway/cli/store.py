@@ -66,10 +66,20 @@ def ring_info(config: Path, as_json: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--ca", type=click.Path(path_type=Path, exists=True), help="CA certificate: believes the key statements it endorsed.")
 @click.option("--key", "keys", type=click.Path(path_type=Path, exists=True), multiple=True, help="A data key's public half (.pub); may be repeated.")
+@click.option("--list", "full", is_flag=True, help="What is held, with digests, in an order that diff compares.")
 @click.option("--json", "as_json", is_flag=True)
-def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json: bool) -> None:
-    """Confirm every frame of a (copied) landing directory, offline, with public keys alone. Exit code 1 if anything does not hold."""
-    from gateway.proof import verify_landing
+def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], full: bool, as_json: bool) -> None:
+    """Confirm every byte of a copied landing, ring, stick, or one file of them, offline, with public keys alone.
+
+    Exit code 1 if anything does not hold: each finding names file and offset. Two stores hold the same readings if the lines `seqs` and
+    `blocks` of --list are equal; lines `frame` say in which pieces they travelled.
+
+    \b
+    Examples:  ebbgate verify /backup/landing --ca ca.crt
+               ebbgate verify segments/0000000007-3fa91c02-0000000000000000-0000000000000999.cose --key data.pub
+               diff <(ebbgate verify A --ca ca.crt --list) <(ebbgate verify B --ca ca.crt --list)
+    """
+    from gateway.proof import verify_path
     from gateway.trust.certs import load_certificate_key
     from gateway.trust.keys import KeyRing, load_public
 
@@ -78,10 +88,13 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json:
     ring = KeyRing([load_certificate_key(ca)] if ca else [])
     for key in keys:
         ring.trust(load_public(key))
-    proof = verify_landing(path, ring, statements=ca is not None)
+    proof = verify_path(path, ring, statements=ca is not None, full=full)
     data = {"frames": proof.frames, "readings": proof.readings, "objects": proof.objects, "findings": proof.findings}
-    lines = [f"{proof.frames:,} frames, {proof.readings:,} readings, {proof.objects} objects confirmed", *proof.findings]
-    emit(data, as_json, lines)
+    if full:
+        emit(data | {"held": proof.listing()}, as_json, [*proof.listing(), *proof.findings])
+    else:
+        lines = [f"{proof.frames:,} frames, {proof.readings:,} readings, {proof.objects} objects confirmed", *proof.findings]
+        emit(data, as_json, lines)
     if proof.findings:
         raise SystemExit(EXIT_FINDING)
 

@@ -138,9 +138,15 @@ def _journal(path: Path, keys: KeyRing, proof: Proof) -> None:
 
 
 def _torn(data: bytes, end: int, salt: int) -> bool:
-    """Say whether a frame of this use of the file begins at `end`: magic and salt, or one of them damaged."""
-    head = data[end : end + 16]
-    return head[:4] == MAGIC and int.from_bytes(head[8:16], "little") == salt
+    """Say whether a frame of this use of the file seems to begin at `end`: its salt is there, or a header whose CRC does not hold."""
+    head = data[end : end + HEADER_BYTES]
+    if head[8:16] == salt.to_bytes(8, "little"):
+        return True
+    try:
+        parse_header(head)
+    except CorruptError:
+        return head[:4] == MAGIC
+    return False  # whole, with another salt: an earlier use
 
 
 def _durable(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001 -- one form for all judges

@@ -103,10 +103,6 @@ class Storage(ReadStorage, Protocol):
         """Open, fsync, close: recovery does it before it believes what it reads."""
         ...
 
-    def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
-        """Return at most size_bytes past the page cache: what the device holds."""
-        ...
-
     def lock(self, path: str) -> int:
         """Take the writer's lock until the handle is closed or this process ends; raise StorageFault if somebody else holds it."""
         ...

@@ -113,7 +113,7 @@ def _stick_fault(fault: StorageFault, folder: Path) -> EbbgateError:
 
 @click.command("import")
 @folder_argument
-@click.option("--config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True, help="receiver.toml: where the receiver listens.")
+@click.option("--config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True, help="receiver.toml.")
 @click.option("--receiver", "url", default="", help="Another receiver, as https://name:8443 (the name is checked in its certificate).")
 @click.option("--address", default="", help="Its IP address, with --receiver.")
 @click.option("--ca", type=click.Path(path_type=Path), help="CA of the receiver's certificate.  [default: gateways_ca]")

@@ -52,9 +52,9 @@ def prove_ring(root: Path, keys: KeyRing, proof: Proof, *, statements: bool) -> 
     prove_objects(root, keys, proof, statements=statements)
     seen, mark = _Seen(), _mark(root, storage, proof)
     _last_files(root, storage, proof)
-    segments = [found for name in storage.list(layout.SEGMENTS) if (found := layout.parse_segment(name))]
-    for name in sorted({name for name, _ in segments}):
-        prove_segment(root, name, keys, proof, seen)
+    segments = {one[0] for name in storage.list(layout.SEGMENTS) if (one := layout.parse_segment(name)) is not None}
+    for segment in sorted(segments):
+        prove_segment(root, segment, keys, proof, seen)
     journals = sorted(found for name in storage.list(layout.JOURNALS) if (found := layout.parse_journal(name)))
     for at, journal in enumerate(journals):
         following = journals[at + 1] if at + 1 < len(journals) and journals[at + 1].generation == journal.generation else None

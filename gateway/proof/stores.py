@@ -15,7 +15,7 @@ from gateway.proof.objects import frame_bytes, prove_objects
 from gateway.proof.report import Proof
 from gateway.proof.ring import prove_ring, prove_segment
 from gateway.proof.stick import prove_frames, prove_stick
-from gateway.wire.carry import STICK
+from gateway.wire.carry import OBJECTS, STICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,8 @@ def _file(path: Path, keys: KeyRing, proof: Proof, statements: bool) -> Proof:
     for root in path.resolve().parents[:2]:
         if statements and (root / layout.OBJECTS).is_dir():
             prove_objects(root, keys, proof, statements=True, count=False)
+    if statements and path.name != OBJECTS and (path.parent / OBJECTS).is_file():
+        prove_frames(path.parent / OBJECTS, OBJECTS, keys, Proof(), statements=True)
     with path.open("rb") as file:
         magic = file.read(4)
     segment = layout.parse_segment(path.name)

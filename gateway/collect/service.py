@@ -24,6 +24,7 @@ from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
+from gateway.collect.scrubber import Scrubber
 from gateway.collect.sealer import run_child
 from gateway.collect.sources import make_sources
 from gateway.collect.tables import Tables, build_tables
@@ -142,6 +143,8 @@ async def run(runtime: Runtime, settings: GatewaySettings) -> None:
     commit = asyncio.create_task(collector.writer.run())
     tasks = [asyncio.create_task(source.run(collector.writer), name=source.name) for source in collector.sources]
     tasks += [asyncio.create_task(collector.seal(), name="seal"), asyncio.create_task(collector.watch(), name="watch")]
+    scrubber = Scrubber(runtime, settings, collector.ring, collector.writer, collector.instant, collector.tables.table)
+    tasks.append(asyncio.create_task(scrubber.run(), name="scrub"))
     collector.writer.notice(NoticeKind.COLLECT, "", event="started", release=__version__, generation=format_generation(collector.ring.generation))
     log.info("collect is ready", extra={"data": {"stream": settings.stream, "sources": [s.name for s in collector.sources]}})
     notify("READY=1")

@@ -57,32 +57,38 @@ def _below(path: Path) -> list[Path]:
 
 def _file(path: Path, keys: KeyRing, proof: Proof, statements: bool) -> Proof:
     """Judge a file by its name, else by how it begins. Key statements of the store it stands in are looked at too."""
-    for root in path.resolve().parents[:2]:
-        if statements and (root / layout.OBJECTS).is_dir():
-            prove_objects(root, keys, proof, statements=True, count=False)
-    if statements and path.name != OBJECTS and (path.parent / OBJECTS).is_file():
-        prove_frames(path.parent / OBJECTS, OBJECTS, keys, Proof(), statements=True)
+    if statements:
+        for root in path.resolve().parents[:2]:
+            if (root / layout.OBJECTS).is_dir():
+                prove_objects(root, keys, proof, statements=True, count=False)
+        if path.name != OBJECTS and (path.parent / OBJECTS).is_file():
+            prove_frames(path.parent / OBJECTS, OBJECTS, keys, Proof(), statements=True)
     with path.open("rb") as file:
         magic = file.read(4)
-    segment = layout.parse_segment(path.name)
     judges: dict[bytes, Callable[[Path, KeyRing, Proof], None]] = {b"EBBJ": _journal, b"EBBD": _durable, b"EBBI": _index}
+    segment = layout.parse_segment(path.name)
     if segment is not None and path.parent.name == layout.SEGMENTS:
         prove_segment(path.resolve().parents[1], segment[0], keys, proof)
     elif segment is not None:
         _loose_segment(path, keys, proof)
     elif path.suffix == ".journal":
         _journal(path, keys, proof)
-    elif magic == MAGIC or path.suffix == ".frames":
+    elif magic == MAGIC or path.suffix == ".frames" or path.parent.name == layout.OBJECTS:
         prove_frames(path, path.name, keys, proof, statements=statements)
-    elif magic in judges:
-        judges[magic](path, keys, proof)
-    elif layout.parse_last(path.name) is not None:
-        data = path.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            proof.bad(f"{path.name} at byte 0: does not match its digest")
     else:
-        proof.bad(f"{path.name} at byte 0: not a file of ours (unknown name and magic)")
+        judge = _last if layout.parse_last(path.name) else judges.get(magic, _stranger)
+        judge(path, keys, proof)
     return proof
+
+
+def _last(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001 -- one form for all judges
+    data = path.read_bytes()
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        proof.bad(f"{path.name} at byte 0: does not match its digest")
+
+
+def _stranger(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001
+    proof.bad(f"{path.name} at byte 0: not a file of ours (unknown name and magic)")
 
 
 def _loose_segment(path: Path, keys: KeyRing, proof: Proof) -> None:
@@ -151,7 +157,7 @@ def _torn(data: bytes, end: int, salt: int) -> bool:
     return False  # whole, with another salt: an earlier use
 
 
-def _durable(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001 -- one form for all judges
+def _durable(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001
     try:
         layout.decode_durable(path.read_bytes()[: layout.DURABLE_BYTES + 1])
     except CorruptError as error:

@@ -212,7 +212,8 @@ class Scrub:
         for segment in later.segments:
             if segment.generation == name.generation:
                 held.add(segment.first, segment.last)
-        losses = tuple(Loss(name.generation, a, b, LossReason.BIT_ROT) for a, b in held.holes(name.first_seq, end - 1)) if end > name.first_seq else ()
+        missing = held.holes(name.first_seq, end - 1) if end > name.first_seq else []
+        losses = tuple(Loss(name.generation, a, b, LossReason.BIT_ROT) for a, b in missing)
         return Checked(name.path, before, "; ".join(problems) or ("blocks are missing" if losses else ""), losses)
 
     def _blocks(self, name: JournalName, inventory: Inventory, size: int) -> tuple[Intervals, list[str]]:

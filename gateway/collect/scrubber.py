@@ -1,7 +1,7 @@
 """Runs the scrub of the ring (buffer.scrub) slowly beside everything else, and has the ring declare what it finds.
 
 Progress is kept in state/collect/scrub.json: a restart goes on where it was. An object that rotted and that this process knows (the
-present tag table, the key statement) is written again.
+present tag table, the key statement) is written again. Once a day a notice says how far back the ring reaches and what it writes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LOOK_S: Final = 60.0  # between two looks whether a round is due
 BYTES_PER_S: Final = 4 * 1024 * 1024  # 25 GB in under two hours, 1 % of a small core
 PAUSE_S_MIN: Final = 0.05  # after a small file
+FORECAST_NS: Final = 86_400 * 10**9
 AGAIN_S: Final = 30.0  # after a disk that refused
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,22 @@ class Scrubber:
         self.scrub = Scrub(self._storage, believed(self._storage, settings), decode_progress(kept))
 
     async def run(self) -> None:
-        """Scrub whenever a round is due."""
+        """Scrub whenever a round is due; forecast once a day."""
+        told_ns = self._runtime.monotonic_ns()
         while True:
             await self._runtime.sleep(LOOK_S)
             await self.round()
+            if self._runtime.monotonic_ns() - told_ns >= FORECAST_NS:
+                told_ns = self._runtime.monotonic_ns()
+                self.forecast()
+
+    def forecast(self) -> None:
+        """Say how the ring fares."""
+        info = self._ring.info(self._instant())
+        self._writer.notice(
+            NoticeKind.HEALTH, "", event="ring forecast", used_bytes=info.used_bytes, max_bytes=info.max_bytes, readings=info.readings,
+            horizon_days=round(info.horizon_ns / 86_400e9, 1), written_bytes_per_day=info.written_bytes_per_day,
+        )  # fmt: skip
 
     async def round(self) -> None:
         """Go on with the round that is due, to its end; return at once where none is."""

@@ -124,6 +124,7 @@ class Collector:
             "ring_bytes": self.ring.usage_bytes(),
             "ring_bytes_max": self.settings.ring.max_bytes,
             "bytes_written": c.bytes_written,
+            "written_bytes_per_day": self.ring.info(self.instant()).written_bytes_per_day,
             "sources": {source.name: getattr(source, "status", dict)() for source in self.sources},
         }
 

@@ -11,6 +11,7 @@ from buffer.manifest import FrameKind, ObjectType
 from buffer.storage import PosixReadStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from gateway.proof.report import Proof
@@ -78,3 +79,16 @@ def introduce_all(frames: list[Frame], keys: KeyRing) -> dict[bytes, CorruptErro
             break
         waiting = left
     return refused
+
+
+def believed(root: Path, ca: Path | None, keys: Iterable[Path]) -> KeyRing:
+    """Return the keys in these files, and those that statements in the ring `root` introduce; raise TrustError."""
+    from gateway.proof.report import Proof
+    from gateway.trust.certs import load_certificate_key
+    from gateway.trust.keys import KeyRing, load_public
+
+    ring = KeyRing([load_certificate_key(ca)] if ca is not None else [])
+    for key in keys:
+        ring.trust(load_public(key))
+    prove_objects(root, ring, Proof(), statements=True, count=False)
+    return ring

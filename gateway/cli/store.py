@@ -37,14 +37,15 @@ def ring_info(config: Path, endurance: str, as_json: bool) -> None:
     except ValueError as error:
         raise click.UsageError(f"--endurance: {error}") from None
     streams = sorted(one.parent.name for one in settings.ring.path.glob("*/journal")) or [settings.stream]
-    facts = [gather(settings.ring.path / name, settings.ring.max_bytes, settings.state / "collect" / "status.json", endurance_bytes) for name in streams]
+    status = settings.state / "collect" / "status.json"
+    facts = [gather(settings.ring.path / name, settings.ring.max_bytes, status, endurance_bytes) for name in streams]
     lines = [line for one in facts for line in describe(one)]
     emit(facts[0] if len(facts) == 1 else {"streams": facts}, as_json, lines)
 
 
 @ring_command.command("check")
 @config_gateway
-@click.option("--ring", "root", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A copied ring of one stream, instead of --config.")
+@click.option("--ring", "root", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A copied ring, instead of --config.")
 @click.option("--ca", type=click.Path(path_type=Path, exists=True), help="With --ring: believes the key statements it endorsed.")
 @click.option("--key", "keys", type=click.Path(path_type=Path, exists=True), multiple=True, help="With --ring: a data key's public half (.pub).")
 @click.option("--json", "as_json", is_flag=True)

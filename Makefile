@@ -11,9 +11,10 @@ SEEDS ?= 200
 CYCLES ?= 500
 CUTS ?= 500
 RUNS ?= 200
+INPUTS ?= 100000
 NAME ?= ingest
 
-.PHONY: setup demo test check bench crash simulate kill faults clean
+.PHONY: setup demo test check bench crash simulate fuzz kill faults clean
 
 setup: $(VENV)/.stamp
 
@@ -45,6 +46,9 @@ crash: setup
 
 simulate: setup
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS)
 
 kill: setup
 	$(BIN)/python -m pytest tests/kill -m slow

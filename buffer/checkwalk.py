@@ -77,12 +77,47 @@ def signed_map(cose: bytes, keys: Verifier, at: int = 0) -> dict[int, Any]:
         raise CorruptError(message, offset=at) from None
     if wrong or type(manifest) is not dict:
         raise CorruptError("not a COSE_Sign1 of ours", offset=at)
+    if not _well_formed(manifest):
+        raise CorruptError("the manifest has not the fields of its kind", offset=at)
     to_be_signed = cbor2.dumps(["Signature1", protected, b"", payload])
     try:
         keys.verify(header[_KEY_ID], header[_ALGORITHM], to_be_signed, signature)
     except SignatureError as error:
         raise error.at("", at) from None
     return manifest
+
+
+_FIELDS: Final[dict[int, dict[int, type]]] = {
+    1: {5: int, 6: list, 7: list, 8: bytes, 9: bytes, 11: int, 12: dict, 14: list},
+    2: {5: int, 6: list, 7: list, 8: bytes, 9: bytes, 10: bytes, 14: list},
+    3: {15: int},
+}
+_COMMON: Final[dict[int, type]] = {1: int, 2: str, 3: bytes, 4: int}
+_STATE_FIELDS: Final = 11
+
+
+def _well_formed(m: dict[Any, Any]) -> bool:
+    """Say whether the fields that are looked at are there and of their type."""
+    kind = m.get(1)
+    if type(kind) is not int or kind not in _FIELDS:
+        return False
+    wanted = _COMMON | _FIELDS[kind]
+    if any(type(m.get(key)) is not kind_of for key, kind_of in wanted.items()):
+        return False
+    pairs = [m[6], m[7], m[14][4] if len(m[14]) == _STATE_FIELDS else []] if 14 in wanted else []
+    if any(type(pair) is not list or len(pair) != 2 or any(type(x) is not int or x < 0 for x in pair) for pair in pairs):  # noqa: PLR2004
+        return False
+    return 14 not in wanted or (0 <= m[5] < 2**63 and _state_well_formed(m[14]))
+
+
+def _state_well_formed(state: list[Any]) -> bool:
+    before, lost = state[2], state[5]
+    good = all(type(state[i]) is int for i in (0, 1, 3)) and type(lost) is list and (before is None or _integers(before, 2))
+    return good and all(_integers(loss, 4) for loss in lost)
+
+
+def _integers(value: Any, length: int) -> bool:  # noqa: ANN401
+    return type(value) is list and len(value) == length and all(type(x) is int and x >= 0 for x in value)
 
 
 def walk_journal(data: bytes, keys: Verifier) -> Iterator[Walked | CorruptError]:

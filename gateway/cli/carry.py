@@ -49,14 +49,17 @@ def export_command(folder: Path, config: Path, begin: str, as_json: bool) -> Non
         raise EbbgateError(f"{ring}: no ring here", "Start `ebbgate collect` first, or name the right --config.")
     start = _place(begin)
 
+    latest: list[Exported] = []
+
     def say(done: Exported) -> None:
+        latest[:] = [done]
         if not as_json:
             click.echo(f"  {done.files} files, {done.frames_bytes / 1e6:,.1f} MB", err=True)
 
     try:
         done = export_folder(PosixReadStorage(ring), settings.stream, folder, begin=start, progress=say)
     except StorageFault as fault:
-        raise _stick_fault(fault, folder) from None
+        raise _stick_fault(fault, folder, latest) from None
     where = folder_of(folder, settings.stream)
     data = {
         "stream": settings.stream, "folder": str(where), "files": done.files, "kept_files": done.kept_files, "bytes": done.frames_bytes,
@@ -93,12 +96,12 @@ def _format_place(place: tuple[int, int]) -> str:
     return f"{format_generation(place[0])}/{place[1]}"
 
 
-def _stick_fault(fault: StorageFault, folder: Path) -> EbbgateError:
+def _stick_fault(fault: StorageFault, folder: Path, latest: list[Exported]) -> EbbgateError:
     if fault.errno == ENOSPC:
         return EbbgateError(
             f"{folder}: the stick is full; the files finished before are whole and durable",
-            "Carry this one in, then take another stick: what it must begin with is printed by `ebbgate verify STICK --list`, or empty this one"
-            " and run the export again with --from.",
+            "Carry this one in. Then go on with another, or with this one emptied: ebbgate export DIR"
+            + (f" --from {_format_place(latest[0].place)}" if latest and latest[0].place > (0, 0) else ""),
         )
     if fault.errno in (EIO, ENODEV, ENOENT):
         return EbbgateError(

@@ -45,7 +45,7 @@ class Exported:
     blocks: int = 0
     unreadable: int = 0
     kept_files: int = 0  # whole already, from an earlier export
-    place: tuple[int, int] = (0, 0)  # generation and block behind the newest on this stick: where the next one may begin
+    place: tuple[int, int] = (0, 0)  # generation and first block that is in no finished file: where another stick must begin
 
 
 def folder_of(folder: Path, stream: str) -> Path:
@@ -70,7 +70,9 @@ class _Export:
         self._ring = ring
         self._stick = PosixStorage(directory, file_mode=None)
         self._plan = Plan()
-        self._cursor = Cursor()
+        self._cursor = Cursor()  # what was read, or need not be
+        self._finished = Cursor()  # what stands in a whole file, or need not
+        self._under_way: list[tuple[int, int, int]] = []
         self._begin = begin
         self._progress = progress
         self._next: tuple[Pick, Loaded] | None = None
@@ -101,12 +103,18 @@ class _Export:
             head = self._stick.read(name, at, HEADER_BYTES + COSE_BYTES_MAX) or b""
             header = parse_header(head)
             m = decode_manifest(parse_sign1(head[HEADER_BYTES : HEADER_BYTES + header.cose_bytes]).payload)
-            self._booked(m.generation, m.first_block, m.last_block)
+            self._cursor.receipted(m.generation, m.first_block, m.last_block, Ends())
+            self._finished.receipted(m.generation, m.first_block, m.last_block, Ends())
             at += header.frame_bytes
 
-    def _booked(self, generation: int, first: int, last: int) -> None:
-        self._cursor.receipted(generation, first, last, Ends())
-        self.done.place = max(self.done.place, (generation, last + 1))
+    def _place(self) -> tuple[int, int]:
+        place = self._begin
+        for generation, first, last in self._plan.ranges():
+            holes = self._finished.done(generation).holes(first, last)
+            if holes:
+                return generation, holes[0][0]
+            place = max(place, (generation, last + 1))
+        return place
 
     def run(self) -> Exported:
         view, statements = self._catalogue.look()
@@ -117,6 +125,7 @@ class _Export:
             end = last if generation < self._begin[0] else self._begin[1] - 1 if generation == self._begin[0] else -1
             if first <= end:
                 self._cursor.receipted(generation, first, min(last, end), Ends())
+                self._finished.receipted(generation, first, min(last, end), Ends())
         self._write(OBJECTS, self._objects(statements))
         self._next = self._read()
         while self._next is not None:
@@ -139,6 +148,10 @@ class _Export:
         self._sums[name] = digest.hexdigest()
         self._stick.publish(SUMS, [format_sums(self._sums)])
         self.done.files += 1
+        for generation, first, last in self._under_way:
+            self._finished.receipted(generation, first, last, Ends())
+        self._under_way = []
+        self.done.place = self._place()
         if self._progress is not None:
             self._progress(self.done)
 
@@ -157,6 +170,7 @@ class _Export:
         while self._next is not None and self._next[0].generation == generation and size < PART_BYTES_MAX - limits.PUT_BYTES_MAX:
             pick, loaded = self._next
             self.done.blocks += loaded.last - pick.first + 1
+            self._under_way.append((pick.generation, pick.first, loaded.last))
             for part in loaded.parts:
                 size += len(part)
                 yield bytes(part)
@@ -169,7 +183,7 @@ class _Export:
             job = Job(0, Lane.BACKFILL, kind, pick.generation, pick.first, pick.last, max_bytes=RUN_BYTES_MAX, segment=pick.segment)
             loaded = self._catalogue.load(job)
             if loaded is not None and loaded.first == pick.first:
-                self._booked(pick.generation, pick.first, loaded.last)
+                self._cursor.receipted(pick.generation, pick.first, loaded.last, Ends())
                 return pick, loaded
             self.done.unreadable += 1
             if pick.segment is not None:

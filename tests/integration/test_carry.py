@@ -133,6 +133,33 @@ def test_the_upload_cursor_is_not_touched_by_an_export(site):
     assert {p: p.stat().st_mtime_ns for p in site.root.rglob("*") if "stick" not in p.parts} == before
 
 
+def test_two_sticks_that_are_each_too_small_carry_everything(site, monkeypatch):
+    """The first one fails in its second file; the next begins where the first was whole."""
+    from gateway.upload import folder
+
+    ring = site.ring(journal_bytes=1 << 20)
+    for i in range(30):
+        put(ring, 100 * i, 100)
+    monkeypatch.setattr(folder, "PART_BYTES_MAX", folder.limits.PUT_BYTES_MAX + 1)  # a file per piece
+    monkeypatch.setattr(folder, "RUN_BYTES_MAX", 4_000)
+    seen = []
+
+    def full(done):
+        seen[:] = [done]
+        if done.files == 3:
+            raise StorageFault("No space left on device", path="x", errno=errno.ENOSPC)
+
+    with pytest.raises(StorageFault):
+        export(site, progress=full)
+    place = seen[0].place
+    assert place > (0, 0)
+    export_folder(PosixReadStorage(site.root / "ring" / site.stream), site.stream, site.root / "second", begin=place)
+    one, two = listed(site, site.root / "stick"), listed(site, site.root / "second")
+    first = int(next(line for line in one.splitlines() if " seqs 0-" in line and "frame" not in line).split("-")[-1])
+    assert 0 < first < 2_999
+    assert f" seqs {first + 1}-2999\n" in two
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_stick_is_one_clear_message_and_what_was_finished_is_whole(site):
     ring = site.ring(journal_bytes=1 << 20)

@@ -156,3 +156,40 @@ def test_a_payload_that_does_not_decode_is_found_though_it_is_signed(tmp_path):
 def test_another_key_is_a_finding(root):
     assert findings(root) == []
     assert check_ring(root, Key(bytes([9] * 32))).findings
+
+
+def test_a_ring_that_is_written_sealed_and_evicted_meanwhile_has_no_finding(tmp_path):
+    import threading
+
+    root = tmp_path / "g.main"
+    root.mkdir()
+    ring = open_ring(root, max_bytes=2 * 2**20)
+    for i in range(20):
+        ring.append(some(i * 10, 10))
+        ring.commit(instant(i))
+    stop = threading.Event()
+    evicted = []
+
+    def write() -> None:
+        n = 200
+        while not stop.is_set():
+            for _ in range(40):
+                ring.append(some(n, 500))
+                ring.commit(instant(n))
+                n += 500
+            ring._roll = True
+            ring.commit(instant(n))
+            while (request := ring.sealable()) is not None:
+                request = with_root(request, str(root))
+                ring.adopt(request, seal(request), instant(n))
+            evicted.append(ring.make_room(instant(n)))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(4):
+            assert check_ring(root, Key()).findings == []
+    finally:
+        stop.set()
+        writer.join()
+    assert sum(evicted) > 0 or len(evicted) < 5

@@ -87,6 +87,21 @@ def test_rot_in_a_segment_loses_its_readings_with_a_reason(ring, tmp_path, endin
     assert open_ring(tmp_path, nonce=2).state.lost == found.losses, "a start forgets no reason"
 
 
+def test_sql_reads_no_segment_that_was_found_rotten(ring, tmp_path):
+    """Its bytes still look like Parquet; what they say is not what was measured. Where a journal still has the blocks, they stand in."""
+    from buffer.query import run_query
+
+    [name] = ring.segments
+    [journal] = [p for p in (tmp_path / "journal").glob("*.journal") if p.name.endswith("-000000.journal")]
+    assert run_query(tmp_path, "SELECT count(*), sum(value_int) FROM readings").rows == [[100, sum(range(100))]]
+    ring.declare_lost((Loss(name.generation, 0, 49, LossReason.BIT_ROT),), instant())
+    (tmp_path / name.parquet).write_bytes(b"rot")
+    assert run_query(tmp_path, "SELECT count(*), sum(value_int) FROM readings").rows == [[100, sum(range(100))]]
+    journal.unlink()
+    assert run_query(tmp_path, "SELECT count(*), min(seq) FROM readings").rows == [[50, 50]]
+    assert run_query(tmp_path, "SELECT kind, first_seq, last_seq, reason FROM gaps").rows == [["lost", 0, 49, "bit_rot"]]
+
+
 def test_rot_in_a_block_loses_its_readings_alone_and_sealing_launders_nothing(ring, tmp_path):
     mark = RingReader(PosixReadStorage(tmp_path)).durable()
     path = tmp_path / layout.JournalName(mark.generation, 50, 1).path

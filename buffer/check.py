@@ -6,7 +6,8 @@
     chain      over blocks and segments of each generation
     account    seqs from `low` to `end` of each generation are held or lost with a reason; `durable` and the state record agree
 
-The oracle of the tests. Reads only; memory is bounded by one segment and the blocks of one journal. Needs DuckDB and the public keys.
+The oracle of the tests. Reads only; memory is bounded by one journal, the rows of one segment, and a few words a block.
+Needs DuckDB and the public keys.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class _Check:
         self._storage = PosixReadStorage(root)
         self._tables: dict[bytes, TagTable] = {}
         self._generations: dict[int, _Generation] = {}
-        self._blocks: dict[int, dict[int, Walked]] = {}  # of the journals, by generation and first seq; payloads kept packed
+        self._places: dict[int, dict[int, tuple[str, int, int]]] = {}  # generation -> first seq -> journal, offset, size of a block
         self.report = Report(root.name)
 
     def run(self) -> Report:
@@ -181,7 +182,7 @@ class _Check:
         after = hashlib.sha256(m[9] + hashlib.sha256(found.cose).digest()).digest()
         self._link(m, after, place)
         if count:
-            self._blocks.setdefault(name.generation, {})[first] = found
+            self._places.setdefault(name.generation, {})[first] = (name.path, found.offset, found.end - found.offset)
         return first + count
 
     def _link(self, m: dict[int, Any], after: bytes, place: str) -> None:
@@ -228,9 +229,15 @@ class _Check:
                 self.report.bad(name.parquet, what)
 
     def _within(self, name: SegmentName) -> Iterator[Walked]:
-        for first, found in sorted(self._blocks.get(name.generation, {}).items()):
+        """Yield the blocks of a segment that journals hold, read again one by one: nothing is kept."""
+        for first, (path, offset, size) in sorted(self._places.get(name.generation, {}).items()):
             if name.first <= first <= name.last:
-                yield found
+                try:
+                    found = walk_frame(self._storage.read(path, offset, size) or b"", 0, self._keys, None)
+                except CorruptError:
+                    continue  # recycled meanwhile, or named where it was read
+                if (found.manifest[5], found.manifest[7][0]) == (name.generation, first):
+                    yield found
 
     # ---- the account ----
 

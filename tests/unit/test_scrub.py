@@ -126,6 +126,16 @@ def test_rot_in_the_newest_block_is_found_too_though_nothing_follows_it(ring, tm
     assert [(x.first, x.last) for x in found.losses] == [(90, 99)]
 
 
+def test_rot_in_the_last_block_of_a_closed_journal_is_found_by_where_the_next_one_begins(ring, tmp_path):
+    mark = RingReader(PosixReadStorage(tmp_path)).durable()
+    ring._roll = True
+    ring.append(some(100, 10))
+    ring.commit(instant())
+    flip(tmp_path / layout.JournalName(mark.generation, 50, 1).path, mark.end_offset - PAGE + 100)
+    [found] = bad(tmp_path)
+    assert [(x.first, x.last) for x in found.losses] == [(90, 99)]
+
+
 def test_rot_in_the_last_block_of_a_dead_generation_is_found_by_what_its_successor_states(ring, tmp_path):
     mark = RingReader(PosixReadStorage(tmp_path)).durable()
     crash(ring)

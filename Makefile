@@ -13,9 +13,10 @@ SEEDS ?= 200
 CYCLES ?= 500
 CUTS ?= 500
 RUNS ?= 200
+INPUTS ?= 100000
 NAME ?= ingest
 
-.PHONY: setup demo test check bench crash mutants model simulate kill faults clean
+.PHONY: setup demo test check bench crash mutants model simulate fuzz kill faults clean
 
 setup: $(VENV)/.stamp
 
@@ -53,6 +54,9 @@ model: setup
 
 simulate: setup
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS)
 
 kill: setup
 	$(BIN)/python -m pytest tests/kill -m slow

@@ -275,19 +275,29 @@ def decode_last(data: bytes) -> tuple[LastState, int, int, int]:
             raise CorruptError("`last` file of another release")
         named = {digest: (g, end) for digest, (g, end) in tables.items()}
         state = LastState(positions=dict(positions), tables=named, ends=dict(ends))
-        every = np.frombuffer(rows, _ROW)
+        every = _rows_of(rows)
         size = int(every["tag"].max()) + 1 if len(every) else 0
         state._rows, state._present = np.zeros(size, _ROW), np.zeros(size, np.bool_)
         state._rows[every["tag"]] = every
         state._present[every["tag"]] = True
         state._texts = dict(texts)
         for identity, source, from_ns, progress, before, before_texts, firsts in gaps:
+            if not all(0 <= tag <= limits.TAG_NUMBER_MAX for tag in firsts):
+                raise CorruptError("`last` file names a tag beyond the limits")
             first_live = np.full(max(firsts, default=-1) + 1, _NOT_YET, np.int64)
             for tag, ts in firsts.items():
                 first_live[tag] = ts
-            last = Readings(np.frombuffer(before, _ROW), dict(before_texts))
+            last = Readings(_rows_of(before), dict(before_texts))
             state.gaps[identity] = _GapState(identity, source, from_ns, last, first_live, progress)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         message = f"not a `last` file: {error}"
         raise CorruptError(message) from error
     return state, generation, seq, block
+
+
+def _rows_of(data: bytes) -> NDArray[Any]:
+    """Return rows whose tag numbers are within the limits: arrays are sized by them."""
+    rows = np.frombuffer(data, _ROW)
+    if len(rows) and int(rows["tag"].max()) > limits.TAG_NUMBER_MAX:
+        raise CorruptError("`last` file names a tag beyond the limits")
+    return rows

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buffer.errors import CorruptError, StorageFault, StoreError
 from buffer.landlock import forbid_writes
-from buffer.views import GAPS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
+from buffer.storage import PosixStorage
+from buffer.views import GAPS, READINGS_COLUMNS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 TRIES_MAX: Final = 3  # a segment evicted between listing and reading it
 FETCH_ROWS: Final = 4_096
 ROWS_MAX: Final = 1_000_000
+RESULT: Final = "result"
+FORMS: Final = {"parquet": "FORMAT parquet, COMPRESSION zstd", "csv": "FORMAT csv, HEADER true"}
 COMMAND: Final = (sys.executable, "-P", "-m", "buffer.query")  # -P: nothing is imported from the working directory
 
 
@@ -86,28 +89,32 @@ def run_query(ring: Path, sql: str, options: QueryOptions = QueryOptions()) -> R
 def stream_query(ring: Path, sql: str, options: QueryOptions = QueryOptions()) -> Iterator[Any]:  # noqa: B008
     """Yield {"columns", "types"}, then each row as a list, then {"truncated"}; memory does not grow with the rows. Raises as run_query."""
     with tempfile.TemporaryDirectory(prefix="ebbgate-query-") as scratch:
-        request = json.dumps({"ring": str(ring.absolute()), "scratch": scratch, "sql": sql, "options": asdict(options)})
-        child = _start()
-        errors: list[str] = []
-        drain = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
-        drain.start()
-        watchdog = threading.Timer(options.seconds_max, child.kill)
-        watchdog.start()
-        try:
-            yield from _answers(child, request)
-            child.wait()
-            if child.returncode != 0:
-                reason = "took too long" if watchdog.finished.is_set() else f"ended with code {child.returncode}"
-                message = f"the query process {reason}. {''.join(errors)[-500:].strip()}"
-                raise QueryRefused(message)
-        finally:
-            watchdog.cancel()
-            child.kill()
-            child.wait()
-            drain.join()
-            for pipe in (child.stdout, child.stderr):
-                if pipe is not None:
-                    pipe.close()
+        yield from _stream(ring, sql, options, Path(scratch), "")
+
+
+def _stream(ring: Path, sql: str, options: QueryOptions, scratch: Path, form: str) -> Iterator[Any]:
+    request = json.dumps({"ring": str(ring.absolute()), "scratch": str(scratch), "sql": sql, "form": form, "options": asdict(options)})
+    child = _start()
+    errors: list[str] = []
+    drain = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
+    drain.start()
+    watchdog = threading.Timer(options.seconds_max, child.kill)
+    watchdog.start()
+    try:
+        yield from _answers(child, request)
+        child.wait()
+        if child.returncode != 0:
+            late = f"took too long (over {options.seconds_max:g} s): ask for less, as WHERE tag = .. AND ts > .."
+            message = f"the query process {late if watchdog.finished.is_set() else f'ended with code {child.returncode}'}"
+            raise QueryRefused(f"{message} {''.join(errors)[-500:].strip()}".strip())
+    finally:
+        watchdog.cancel()
+        child.kill()
+        child.wait()
+        drain.join()
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def _start() -> subprocess.Popen[str]:
@@ -137,6 +144,26 @@ def _raised(kind: str, message: str) -> StoreError:
     if kind == "CorruptError":
         return CorruptError(message)
     return QueryRefused(message)
+
+
+def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = QueryOptions()) -> int:  # noqa: B008
+    """Write the result to `output` (.parquet or .csv by its name), by rename when it is whole; return the rows. Raises as run_query.
+
+    The child writes beside `output`, in a scratch directory, and nowhere else; memory does not grow with the rows.
+    """
+    form = output.suffix.lower().removeprefix(".")
+    if form not in FORMS:
+        message = f"{output.name}: the name must end in .parquet or .csv"
+        raise QueryRefused(message)
+    if not output.absolute().parent.is_dir():
+        message = f"{output.parent}: no such directory"
+        raise QueryRefused(message)
+    rows = 0
+    with tempfile.TemporaryDirectory(prefix=".ebbgate-export-", dir=output.absolute().parent) as scratch:
+        for line in _stream(ring, sql, options, Path(scratch), form):
+            rows = line["rows"] if isinstance(line, dict) and "rows" in line else rows
+        PosixStorage(output.absolute().parent).adopt(f"{Path(scratch).name}/{RESULT}", output.name)
+    return rows
 
 
 # ---- the child: nothing above this line imports more than the standard library ----
@@ -181,10 +208,11 @@ def _may_write(ring: Path) -> bool:
 def _serve(request: dict[str, Any]) -> Iterator[Any]:
     options = QueryOptions(**request["options"])
     for attempt in range(TRIES_MAX):
-        connection = _session(Path(request["ring"]), Path(request["scratch"]), options)
+        scratch, form = Path(request["scratch"]), request.get("form", "")
+        connection = _session(Path(request["ring"]), scratch, options, writes=bool(form))
         try:
             check_statement(connection, request["sql"])
-            yield from _rows(connection, request["sql"], options.rows_max)
+            yield from _copy(connection, request["sql"], scratch, form) if form else _rows(connection, request["sql"], options.rows_max)
             return
         except _Vanished:
             if attempt == TRIES_MAX - 1:
@@ -242,6 +270,22 @@ def _rows(connection: duckdb.DuckDBPyConnection, sql: str, rows_max: int) -> Ite
         raise QueryRefused(_friendly(str(error))) from None
 
 
+def _copy(connection: duckdb.DuckDBPyConnection, sql: str, scratch: Path, form: str) -> Iterator[Any]:
+    """Write one checked SELECT into the scratch directory. The text was parsed as a statement of its own before."""
+    import duckdb
+
+    inner = sql.strip().rstrip(";")
+    try:
+        done = connection.execute(f"COPY (\n{inner}\n) TO {sql_text(str(scratch / RESULT))} ({FORMS[form]})").fetchone()
+    except duckdb.IOException as error:
+        if "No space left" in str(error):
+            raise StorageFault("no space left for the result", path=str(scratch.parent)) from None
+        raise _Vanished from None
+    except duckdb.Error as error:
+        raise QueryRefused(_friendly(str(error))) from None
+    yield {"rows": int(done[0]) if done else 0}
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- one line per type DuckDB hands over
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -262,6 +306,8 @@ def _friendly(message: str) -> str:
     text = message.strip().split("\n\nLINE")[0].replace("\n", " ")
     if "disabled by configuration" in text or "Cannot access" in text:
         return f"a query reads the ring and nothing else: {text}"
+    if "Referenced column" in text:
+        return f"{text} (columns of readings: {READINGS_COLUMNS}; `ebbgate query --help` has all views)"
     if "does not exist" in text:
         return f"{text} (views: readings, readings_good, last, gaps, tags, notices)"
     return text
@@ -270,7 +316,7 @@ def _friendly(message: str) -> str:
 # ---- DuckDB ----
 
 
-def _session(ring: Path, scratch: Path, options: QueryOptions) -> duckdb.DuckDBPyConnection:
+def _session(ring: Path, scratch: Path, options: QueryOptions, *, writes: bool = False) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     from buffer.snapshot import stream_directories, take_snapshot
@@ -292,7 +338,8 @@ def _session(ring: Path, scratch: Path, options: QueryOptions) -> duckdb.DuckDBP
         raise StorageFault(_friendly(str(error)), path=str(ring)) from None
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}").fetchall()
-    directories = [str(path.parent) for snapshot in snapshots for path in (*snapshot.segments[:1], *snapshot.tail[:1])]
+    directories = [str(scratch)] if writes else []
+    directories += [str(path.parent) for snapshot in snapshots for path in (*snapshot.segments[:1], *snapshot.tail[:1])]
     _set(connection, "allowed_directories", f"[{', '.join(map(sql_text, directories))}]")
     _set(connection, "enable_external_access", "false")
     _set(connection, "lock_configuration", "true")

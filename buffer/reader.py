@@ -92,7 +92,7 @@ class RingReader:
         if mark is None or generation > mark.generation:
             return
         wanted = first_block
-        end = None if generation == mark.generation else self._end(inventory, generation)
+        end = None if generation == mark.generation else self.end_of(inventory, generation)
         for name in inventory.journals:
             if name.generation != generation:
                 continue
@@ -103,7 +103,7 @@ class RingReader:
                 wanted = frame.manifest.first_block + 1
                 yield frame
 
-    def _end(self, inventory: Inventory, generation: int) -> int | None:
+    def end_of(self, inventory: Inventory, generation: int) -> int | None:
         """Return where a dead generation ended, as a later one states it; None if none that can is left to ask."""
         generations = {name.generation for name in inventory.journals} | {name.generation for name in inventory.segments}
         for later in sorted(g for g in generations if g > generation):

@@ -64,18 +64,27 @@ def take_snapshot(ring: Path, scratch: Path, since_ns: int | None = None) -> Sna
         inventory = reader.inventory()
         for old in scratch.glob(f"{ring.name}-*.parquet"):
             old.write_bytes(b"")
-        snapshot = Snapshot(ring.name, _since(ring, reader, inventory, since_ns))
         newest = reader.newest(inventory)
+        sound = inventory if newest is None else replace(inventory, segments=_sound(inventory.segments, newest.state))
+        snapshot = Snapshot(ring.name, _since(ring, reader, sound, since_ns))
         if newest is not None:
             snapshot.state = newest.state
             snapshot.table = _table(reader, newest.tag_table_sha256)
-        for number, frames in enumerate(_pieces(_unsealed(reader, inventory))):
+        for number, frames in enumerate(_pieces(_unsealed(reader, sound))):
             snapshot.tail.append(scratch / f"{ring.name}-{attempt}-{number}.parquet")
             snapshot.tail[-1].write_bytes(_parquet(reader, frames))
         after = reader.inventory()
         if (after.segments, after.journals) == (inventory.segments, inventory.journals):
             return snapshot
     raise StorageFault("the ring changed while it was read, again and again; try once more", path=str(ring))
+
+
+def _sound(segments: tuple[SegmentName, ...], state: StateRecord | None) -> tuple[SegmentName, ...]:
+    """Leave out segments that the scrub found rotten: Parquet has no checksum that would keep wrong values from being read."""
+    lost: dict[int, Intervals] = {}
+    for loss in state.lost if state is not None else ():
+        lost.setdefault(loss.generation, Intervals()).add(loss.first, loss.last)
+    return tuple(name for name in segments if not (name.generation in lost and lost[name.generation].covers(name.first, name.last)))
 
 
 def _since(ring: Path, reader: RingReader, inventory: Inventory, since_ns: int | None) -> list[Path]:

@@ -107,10 +107,6 @@ class Storage(ReadStorage, Protocol):
         """Open, fsync, close: recovery does it before it believes what it reads."""
         ...
 
-    def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
-        """Return at most size_bytes past the page cache: what the device holds."""
-        ...
-
     def lock(self, path: str) -> int:
         """Take the writer's lock until the handle is closed or this process ends; raise StorageFault if somebody else holds it."""
         ...
@@ -220,10 +216,11 @@ class PosixReadStorage:
 
 
 class PosixStorage(PosixReadStorage):
-    """The writer's view of one directory tree; methods as in `Storage`."""
+    """The writer's view of one directory tree; methods as in `Storage`. file_mode None: a file system without modes (FAT)."""
 
-    def __init__(self, root: Path, system: System = os) -> None:
+    def __init__(self, root: Path, system: System = os, *, file_mode: int | None = FILE_MODE) -> None:
         super().__init__(root, system)
+        self._file_mode = file_mode
         self._poisoned: set[int] = set()
         self._names: dict[int, str] = {}
 
@@ -278,7 +275,7 @@ class PosixStorage(PosixReadStorage):
 
     def publish(self, path: str, chunks: Iterable[bytes]) -> None:
         with _faults(path):
-            _publish(self._os, self._at(path), chunks, durable=True)
+            _publish(self._os, self._at(path), chunks, durable=True, mode=self._file_mode)
 
     def adopt(self, temporary: str, path: str) -> None:
         self.sync_file(temporary)
@@ -353,14 +350,15 @@ def remove_file(path: Path) -> None:
         _sync_directory(os, str(path.parent))
 
 
-def _publish(system: System, path: str, chunks: Iterable[bytes], *, durable: bool, mode: int = FILE_MODE) -> None:
+def _publish(system: System, path: str, chunks: Iterable[bytes], *, durable: bool, mode: int | None = FILE_MODE) -> None:
     """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")
-    fd = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    fd = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE if mode is None else mode)
     try:
         try:
-            system.fchmod(fd, mode)
+            if mode is not None:
+                system.fchmod(fd, mode)
             for chunk in chunks:
                 write_all(system, fd, chunk)
             if durable:

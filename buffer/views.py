@@ -29,6 +29,9 @@ _NOTICE: Final = "_ebbgate."
 _COLUMNS: Final = (
     "tag, path, ts, ts_ns, ts_source, value_double, value_int, value_bool, value_string, quality::BIGINT AS quality, flags, seq, generation"
 )
+READINGS_COLUMNS: Final = (
+    "stream, generation, seq, tag, path, ts, ts_ns, ts_source, value, value_double, value_int, value_uint, value_bool, value_string, quality, flags"
+)
 _EMPTY: Final = (
     "SELECT ''::VARCHAR AS tag, ''::VARCHAR AS path, now()::TIMESTAMPTZ AS ts, 0::SMALLINT AS ts_ns, now()::TIMESTAMPTZ AS ts_source, "
     "0::DOUBLE AS value_double, 0::BIGINT AS value_int, true AS value_bool, ''::VARCHAR AS value_string, 0::BIGINT AS quality, "

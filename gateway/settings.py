@@ -193,6 +193,11 @@ class GatewaySettings:
         return self.state / "collect" / (f"_tags-{self.group}.json" if self.group else "_tags.json")
 
     @property
+    def scrub_progress(self) -> Path:
+        """How far the scrub of this stream's ring has come."""
+        return self.state / "collect" / (f"_scrub-{self.group}.json" if self.group else "_scrub.json")
+
+    @property
     def upload_state(self) -> Path:
         """The directory of the uploader for this stream."""
         return self.state / "upload" / self.group if self.group else self.state / "upload"

@@ -40,8 +40,11 @@ COMMANDS: Final = {
     "status": ("ledger", "How the processes on this machine are doing."),
     "ledger": ("ledger", "What is missing, and why."),
     "query": ("store", "One SELECT over the ring, with DuckDB, in a process that cannot write."),
-    "ring": ("store", "Look into the ring: info."),
-    "verify": ("store", "Confirm every frame of a landing, offline, with public keys alone."),
+    "ring": ("store", "Look into the ring: info, check, export."),
+    "verify": ("store", "Confirm every frame of a landing, ring, stick or file, offline, with public keys alone."),
+    "export": ("carry", "Write the ring's frames onto a stick, where there is no link (OT side)."),
+    "import": ("carry", "Send the frames on a stick to the receiver (IT side)."),
+    "import-identity": ("carry", "Make the identity that import shows to the receiver."),
 }
 
 
@@ -55,7 +58,7 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"gateway.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -1,14 +1,19 @@
-"""ebbgate ring info, query, verify: look into the stores."""
+"""ebbgate ring info, check, export, query, verify: look into the stores."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli import emit
-from gateway.cli.processes import config_gateway, group_option
-from gateway.errors import EXIT_FINDING
+from gateway.cli import emit, printable
+from gateway.cli.processes import config_gateway
+from gateway.errors import EXIT_FINDING, ConfigError, EbbgateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @click.group("ring")
@@ -18,60 +23,129 @@ def ring_command() -> None:
 
 @ring_command.command("info")
 @config_gateway
-@group_option
+@click.option("--endurance", default="", metavar="TBW", help="What the disk's data sheet promises to take, as 150 TB: forecasts its years.")
 @click.option("--json", "as_json", is_flag=True)
-def ring_info(config: Path, group: str, as_json: bool) -> None:
-    """What the ring holds, how far back it reaches, what it lost."""
-    from buffer.manifest import format_generation
-    from buffer.reader import RingReader
-    from buffer.storage import PosixReadStorage
+def ring_info(config: Path, endurance: str, as_json: bool) -> None:
+    """What the ring holds, how far back it reaches, when it will be full, what it writes, what it lost."""
     from gateway.config import load_gateway
-    from gateway.console.pages import clock
-    from gateway.groups import of_group
+    from gateway.groups import all_streams
+    from gateway.ringfacts import describe, gather
+    from gateway.units import parse_size_bytes
 
-    settings = of_group(load_gateway(config, pinned=False), group)
-    storage = PosixReadStorage(settings.ring.path / settings.stream)
-    reader = RingReader(storage)
-    inventory = reader.inventory()
-    newest = reader.newest(inventory)
-    files = [f"{d}/{n}" for d in ("journal", "segments", "objects", "last") for n in storage.list(d)]
-    used = sum(storage.size(path) or 0 for path in files)
-    state = newest.state if newest else None
-    lost = [[format_generation(x.generation), x.first, x.last, x.reason.name.lower()] for x in state.lost] if state else []
-    data = {
-        "stream": settings.stream,
-        "generation": format_generation(state.generation) if state else None,
-        "end": state.end if state else 0,
-        "low": [format_generation(state.low[0]), state.low[1]] if state else None,
-        "lost": lost,
-        "open_gaps": len(state.open_gaps) if state else 0,
-        "newest_commit_ns": state.wall_ns if state else None,
-        "segments": len(inventory.segments),
-        "journals": len(inventory.journals),
-        "bytes": used,
-        "bytes_max": settings.ring.max_bytes,
-    }
-    lines = [
-        f"{settings.stream}: {used / 1e6:,.1f} MB of {settings.ring.max_bytes / 1e9:,.1f} GB, {len(inventory.segments)} segments,"
-        f" {len(inventory.journals)} journals"
+    settings = load_gateway(config, pinned=False)
+    try:
+        endurance_bytes = parse_size_bytes(endurance) if endurance else 0
+    except ValueError as error:
+        raise click.UsageError(f"--endurance: {error}") from None
+    on_disk = [one.parent.name for one in settings.ring.path.glob("*/journal")]
+    facts = [
+        gather(one.ring.path / one.stream, one.ring.max_bytes, one.collect_status, endurance_bytes)
+        for one in all_streams(settings, on_disk)
+        if one.stream in on_disk or one.stream == settings.stream
     ]
-    if state:
-        lines.append(f"generation {data['generation']}, newest reading {state.end - 1:,}, committed {clock(state.wall_ns)} UTC")
-        lines.append(f"reaches back to reading {state.low[1]:,} of generation {format_generation(state.low[0])}; open gaps {len(state.open_gaps)}")
-        lines += [f"lost {a} {b}-{c}: {reason}" for a, b, c, reason in lost]
+    lines = [line for one in facts for line in describe(one)]
+    emit(facts[0] if len(facts) == 1 else {"streams": facts}, as_json, lines)
+
+
+@ring_command.command("check")
+@config_gateway
+@click.option("--ring", "root", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A copied ring, instead of --config.")
+@click.option("--ca", type=click.Path(path_type=Path, exists=True), help="With --ring: believes the key statements it endorsed.")
+@click.option("--key", "keys", type=click.Path(path_type=Path, exists=True), multiple=True, help="With --ring: a data key's public half (.pub).")
+@click.option("--json", "as_json", is_flag=True)
+def ring_check(config: Path, root: Path | None, ca: Path | None, keys: tuple[Path, ...], as_json: bool) -> None:
+    """Read everything in the ring again, on another path than it was written, and compare: exit code 1 with findings.
+
+    Journals by a parser of its own, segments by DuckDB; against manifests, chain, signatures, tag tables, seqs and the state record;
+    segments also row by row against the blocks that journals still hold. May run while collect writes.
+    """
+    from dataclasses import asdict
+
+    from buffer.check import check_ring
+    from gateway.config import load_gateway
+    from gateway.proof.objects import believed
+
+    if root is not None:
+        if ca is None and not keys:
+            raise click.UsageError("give --ca FILE or --key FILE with --ring: a signature is worth what its key is")
+        rings = [root]
     else:
-        lines.append("nothing was committed here yet")
-    emit(data, as_json, lines)
+        settings = load_gateway(config, pinned=False)
+        rings = sorted(one.parent for one in settings.ring.path.glob("*/journal"))
+        keys = keys or (settings.data_key.with_suffix(".pub"),)
+        ca = ca or (settings.receiver.ca if settings.receiver.ca.exists() else None)
+        if not rings:
+            raise EbbgateError(f"{settings.ring.path}: no ring here", "Start `ebbgate collect` first, or name the right --config.")
+    reports = [check_ring(one, believed(one, ca, keys)) for one in rings]
+    lines = []
+    for report in reports:
+        lines.append(
+            f"{report.stream}: {report.readings:,} readings in {report.segments} segments and {report.journals} journals ({report.blocks:,} blocks);"
+            f" {report.compared:,} of them in both, and equal; {report.objects} objects; findings: {len(report.findings)}"
+        )
+        lines += [f"  {printable(finding)}" for finding in report.findings]
+    emit(asdict(reports[0]) if len(reports) == 1 else [asdict(report) for report in reports], as_json, lines)
+    if any(report.findings for report in reports):
+        raise SystemExit(EXIT_FINDING)
+
+
+@ring_command.command("export")
+@config_gateway
+@click.option("--from", "begin", default="", help="First time, UTC, as 2026-11-23 or 2026-11-23T06:00.")
+@click.option("--to", "end", default="", help="Up to this time, which is not included.")
+@click.option("--tag", "tags", multiple=True, help="Tag ids, * and ? as in file names; may be repeated.  [default: all]")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.parquet or FILE.csv.")
+@click.option("--json", "as_json", is_flag=True)
+def ring_export(config: Path, begin: str, end: str, tags: tuple[str, ...], output: Path, as_json: bool) -> None:
+    """Write readings of a time and of some tags to a Parquet or CSV file, in order of tag and time.
+
+    Parquet is exact. In CSV a text that begins with = + - @ gets an apostrophe before it: a spreadsheet would run it as a formula.
+    """
+    from gateway.config import load_gateway
+    from gateway.ringfacts import export_sql
+
+    settings = load_gateway(config, pinned=False)
+    rows = _write(settings.ring.path, export_sql(begin, end, tags, csv=output.suffix.lower() == ".csv"), output)
+    emit({"rows": rows, "file": str(output)}, as_json, [f"{output}: {rows:,} readings"])
+
+
+def _write(ring: Path, sql: str, output: Path) -> int:
+    from buffer.query import QueryOptions, write_query
+
+    with _query_errors():
+        return write_query(ring, sql, output, QueryOptions(seconds_max=86_400.0))
+
+
+@contextlib.contextmanager
+def _query_errors() -> Iterator[None]:
+    from buffer.query import QueryRefused, QueryUnsafe
+
+    try:
+        yield
+    except QueryRefused as error:
+        raise ConfigError(str(error)) from None
+    except QueryUnsafe as error:
+        raise EbbgateError(str(error)) from None
 
 
 @click.command("verify")
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--ca", type=click.Path(path_type=Path, exists=True), help="CA certificate: believes the key statements it endorsed.")
 @click.option("--key", "keys", type=click.Path(path_type=Path, exists=True), multiple=True, help="A data key's public half (.pub); may be repeated.")
+@click.option("--list", "full", is_flag=True, help="What is held, with digests, in an order that diff compares.")
 @click.option("--json", "as_json", is_flag=True)
-def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json: bool) -> None:
-    """Confirm every frame of a (copied) landing directory, offline, with public keys alone. Exit code 1 if anything does not hold."""
-    from gateway.proof import verify_landing
+def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], full: bool, as_json: bool) -> None:
+    """Confirm every byte of a copied landing, ring, stick, or one file of them, offline, with public keys alone.
+
+    Exit code 1 if anything does not hold: each finding names file and offset. Two stores hold the same readings if the lines `seqs` and
+    `blocks` of --list are equal; lines `frame` say in which pieces they travelled.
+
+    \b
+    Examples:  ebbgate verify /backup/landing --ca ca.crt
+               ebbgate verify segments/0000000007-3fa91c02-0000000000000000-0000000000000999.cose --key data.pub
+               diff <(ebbgate verify A --ca ca.crt --list) <(ebbgate verify B --ca ca.crt --list)
+    """
+    from gateway.proof import verify_path
     from gateway.trust.certs import load_certificate_key
     from gateway.trust.keys import KeyRing, load_public
 
@@ -80,10 +154,13 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json:
     ring = KeyRing([load_certificate_key(ca)] if ca else [])
     for key in keys:
         ring.trust(load_public(key))
-    proof = verify_landing(path, ring, statements=ca is not None)
+    proof = verify_path(path, ring, statements=ca is not None, full=full)
     data = {"frames": proof.frames, "readings": proof.readings, "objects": proof.objects, "findings": proof.findings}
-    lines = [f"{proof.frames:,} frames, {proof.readings:,} readings, {proof.objects} objects confirmed", *proof.findings]
-    emit(data, as_json, lines)
+    if full:
+        emit(data | {"held": proof.listing()}, as_json, [*proof.listing(), *proof.findings])
+    else:
+        lines = [f"{proof.frames:,} frames, {proof.readings:,} readings, {proof.objects} objects confirmed", *proof.findings]
+        emit(data, as_json, lines)
     if proof.findings:
         raise SystemExit(EXIT_FINDING)
 
@@ -91,39 +168,53 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], as_json:
 @click.command("query")
 @click.argument("sql")
 @config_gateway
-@group_option
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--csv", "as_csv", is_flag=True)
-def query_command(sql: str, config: Path, group: str, as_json: bool, as_csv: bool) -> None:
-    """One SELECT over the ring, in a process that cannot write what it reads.
-
-    Views: readings, readings_good, last, gaps, tags, notices.
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result to FILE.parquet or FILE.csv.")
+@click.option("--limit", default=1_000, show_default=True, help="Rows shown; with -o all are written.")
+def query_command(sql: str, config: Path, as_json: bool, as_csv: bool, output: Path | None, limit: int) -> None:
+    """One SELECT over the ring, in a process that cannot write what it reads. DuckDB's SQL; times are UTC.
 
     \b
-    Example:  ebbgate query "SELECT tag, ts, value FROM last ORDER BY tag LIMIT 10"
+    Views (docs/query.md):
+      readings       stream generation seq tag path ts ts_ns ts_source value value_double value_int value_uint
+                     value_bool value_string quality flags
+      readings_good  those with quality Good, without notices
+      last           per tag the newest reading by time
+      gaps           kind stream source since generation first_seq last_seq reason
+      tags           stream tag path source type unit low high scale offset description states is_unsigned retired
+      notices        stream ts kind source detail generation seq
+
+    \b
+    Examples:  ebbgate query "SELECT tag, ts, value FROM last ORDER BY tag LIMIT 10"
+               ebbgate query "SELECT * FROM readings WHERE tag = 'flow' AND ts > now() - INTERVAL 1 HOUR" -o flow.parquet
+               ebbgate query "SELECT kind, reason, first_seq, last_seq FROM gaps"
     """
+    from gateway.config import load_gateway
+
+    ring = load_gateway(config, pinned=False).ring.path
+    if output is not None:
+        rows = _write(ring, sql, output)
+        emit({"rows": rows, "file": str(output)}, as_json, [f"{output}: {rows:,} rows"])
+        return
+    _show(ring, sql, as_json=as_json, as_csv=as_csv, limit=limit)
+
+
+def _show(ring: Path, sql: str, *, as_json: bool, as_csv: bool, limit: int) -> None:
     import csv
     import sys
 
-    from buffer.query import QueryRefused, QueryUnsafe, run_query
-    from gateway.cli import printable
-    from gateway.config import load_gateway
-    from gateway.errors import ConfigError, EbbgateError
-    from gateway.groups import of_group
+    from buffer.query import QueryOptions, run_query
 
-    settings = of_group(load_gateway(config, pinned=False), group)
-    try:
-        result = run_query(settings.ring.path / settings.stream, sql)
-    except QueryRefused as error:
-        raise ConfigError(str(error)) from None
-    except QueryUnsafe as error:
-        raise EbbgateError(str(error)) from None
+    with _query_errors():
+        result = run_query(ring, sql, QueryOptions(rows_max=limit))
     if as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(result.columns)
         writer.writerows(result.rows)
-        return
-    lines = ["\t".join(result.columns)]
-    lines += ["\t".join("" if value is None else printable(str(value)) for value in row) for row in result.rows]
-    lines += ["... more rows; add a LIMIT or a WHERE"] if result.truncated else []
-    emit({"columns": result.columns, "rows": result.rows, "truncated": result.truncated}, as_json, lines)
+    else:
+        lines = ["\t".join(result.columns)]
+        lines += ["\t".join("" if value is None else printable(str(value)) for value in row) for row in result.rows]
+        emit({"columns": result.columns, "rows": result.rows, "truncated": result.truncated}, as_json, lines)
+    if result.truncated:
+        click.echo("more rows than shown: raise --limit, or write all of them with -o FILE", err=True)

@@ -26,6 +26,7 @@ from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.crew import STOP_SECONDS_MAX, Crew
 from gateway.collect.reload import FINDINGS_SHOWN_MAX, Reloader, tag_changes
+from gateway.collect.scrubber import Scrubber
 from gateway.collect.sealer import Sealer
 from gateway.collect.sources import Maker
 from gateway.collect.tables import Tables, build_tables, decode_rows
@@ -62,6 +63,7 @@ class Collector:
     crew: Crew
     sealer: Sealer
     reloader: Reloader
+    scrubber: Scrubber
     certified_ns: int = 0  # monotonic: when the last load certificates were written
     status_fault: str = ""
 
@@ -150,6 +152,7 @@ class Collector:
             "ring_bytes": self.ring.usage_bytes(),
             "ring_bytes_max": self.settings.ring.max_bytes,
             "bytes_written": c.bytes_written,
+            "written_bytes_per_day": self.ring.info(instant(self.runtime, self.clock)).written_bytes_per_day,
             "sources": self._sources(),
         }
 
@@ -181,6 +184,7 @@ async def run(
         loops += [
             asyncio.create_task(collector.obey(), name="obey"),
             asyncio.create_task(collector.sealer.run(), name="seal"),
+            asyncio.create_task(collector.scrubber.run(), name="scrub"),
             asyncio.create_task(collector.reload_when(asked or asyncio.Event()), name="reload"),
         ]
         collector.writer.notice(NoticeKind.COLLECT, "", event="started", release=__version__, generation=format_generation(collector.ring.generation))
@@ -230,8 +234,9 @@ def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Ca
     if opened.before is not None and encode_table(opened.before) != encode_table(tables.table):
         told = [f"{one.where}: {one.what}" for one in _changes_since(settings)]
         writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=told[:FINDINGS_SHOWN_MAX], tags_changed=len(told))
+    scrubber = Scrubber(runtime, settings, ring, writer, now, lambda: reloader.tables.table)
     alone, began = replace(settings, sources=()), runtime.monotonic_ns()
-    return Collector(runtime, alone, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, certified_ns=began)
+    return Collector(runtime, alone, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, scrubber, certified_ns=began)
 
 
 def _changes_since(settings: GatewaySettings) -> tuple[Finding, ...]:

@@ -325,6 +325,19 @@ def identify_client(
     return ClientIdentity(gateway, certificate.serial_number, now > end)
 
 
+def server_names(certificate: Path) -> list[str]:
+    """Return the names and addresses a server certificate (PEM) is for, at least one; raise TrustError."""
+    try:
+        extensions = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise TrustError(f"{certificate}: {error}", "Name the receiver with --receiver and --address.") from None
+    found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    if not found:
+        raise TrustError(f"{certificate}: names no host", "Name the receiver with --receiver and --address.")
+    return found
+
+
 def days_left(certificate: Path, now: dt.datetime) -> int:
     """Return how many days a PEM certificate is still valid (negative: expired); raise TrustError."""
     return (load_certificate(certificate).not_valid_after_utc - now).days

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from buffer import limits
-from buffer.errors import CorruptError
+from buffer.errors import CorruptError, StorageFault
 from buffer.frame import HEADER_BYTES, Frame, parse_body, parse_header
 from buffer.manifest import FrameKind, chain_next
 from gateway.errors import PeerError
 from gateway.upload.carrier import CarrierError, altered, explain_status, objects_missing, wrong_key
-from gateway.upload.folder import NAME, OBJECTS, PART_BYTES_MAX, SUMS, SUMS_BYTES_MAX, folder_of, parse_sums
+from gateway.upload.folder import folder_of
 from gateway.upload.pathstate import BACKOFF_BASE_NS, jitter_ns
 from gateway.wire import request as wire
+from gateway.wire.carry import NAME, OBJECTS, SUMS, SUMS_BYTES_MAX, parse_sums
 from gateway.wire.receipt import Receipt, Verdict, parse_receipt
 from gateway.wire.request import FramesTarget, Lane, ObjectTarget
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from gateway.runtime import Runtime
     from gateway.upload.carrier import Carrier
 
-FILES_MAX: Final = 10_000  # 10 TB; a directory filled by mistake or malice ends here
+FILES_MAX: Final = 10_000  # 2.5 TB; a directory filled by mistake or malice ends here
+FILE_BYTES_MAX: Final = 4 * 1024**3  # what FAT32 holds
 RUN_BLOCKS_MAX: Final = 1_024
 RUN_BYTES_MAX: Final = 2 * 1024 * 1024
 DEADLINE_SECONDS: Final = 120.0
@@ -45,7 +47,8 @@ _CHUNK: Final = 1024 * 1024
 class Imported:
     """What became of it. findings: files and frames that a person should look at."""
 
-    stored: int = 0
+    files: int = 0
+    stored: int = 0  # blocks and objects, as the others
     duplicate: int = 0
     conflict: int = 0
     refused: int = 0
@@ -58,13 +61,13 @@ async def import_folder(runtime: Runtime, folder: Path, stream: str, carrier: Ca
 
 
 def _open(directory: int, name: str) -> int:
-    """Return a descriptor of a plain file of at most PART_BYTES_MAX bytes; raise CorruptError."""
+    """Return a descriptor of a plain file of at most FILE_BYTES_MAX bytes; raise CorruptError."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         raise CorruptError(error.strerror or "cannot be opened", source=name) from None
     facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > PART_BYTES_MAX:
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > FILE_BYTES_MAX:
         os.close(fd)
         raise CorruptError("not a plain file of a size that we write", source=name)
     return fd
@@ -100,9 +103,12 @@ class _Import:
 
     @staticmethod
     def _sums(directory: int) -> dict[str, str]:
-        fd = _open(directory, SUMS)
         try:
-            return parse_sums(os.pread(fd, SUMS_BYTES_MAX, 0).decode("ascii", errors="replace"))
+            fd = _open(directory, SUMS)
+        except CorruptError as error:
+            raise CorruptError(f"{error.message}: the export onto this stick did not end; run `ebbgate export` again", source=SUMS) from None
+        try:
+            return parse_sums(_pread(fd, SUMS, SUMS_BYTES_MAX, 0).decode("ascii", errors="replace"))
         finally:
             os.close(fd)
 
@@ -113,19 +119,20 @@ class _Import:
             self.done.findings.append(str(error))
             return
         try:
-            if await self._runtime.offload(lambda: _digest(fd)) != wanted:
+            if await self._runtime.offload(lambda: _digest(fd, name)) != wanted:
                 self.done.findings.append(f"{name}: damaged, copy it again (its sum is not the one in {SUMS}); its good frames are sent")
-            for run in _runs(_frames(fd, name)):
-                await self._send(run)
+            self.done.files += 1
+            for run in _runs(_frames(fd, name, self.done.findings)):
+                await self._send(run, name)
         except CorruptError as error:
             self.done.findings.append(f"{error}; what follows in this file is not read")
         finally:
             os.close(fd)
 
-    async def _send(self, run: list[Frame]) -> None:
+    async def _send(self, run: list[Frame], name: str) -> None:
         first, last = run[0].manifest, run[-1].manifest
         if first.stream != self._stream:
-            raise CorruptError(f"a frame of stream {first.stream!r}")
+            raise CorruptError(f"a frame of stream {first.stream!r}", source=name)
         target: FramesTarget | ObjectTarget
         if first.kind == FrameKind.OBJECT:
             target, chain = ObjectTarget(first.payload_sha256, self._stream), first.payload_sha256
@@ -136,7 +143,7 @@ class _Import:
         self._count(receipt, 1 if first.kind == FrameKind.OBJECT else receipt.last - receipt.first + 1)
         left = [frame for frame in run if first.kind != FrameKind.OBJECT and frame.manifest.first_block > receipt.last]
         if left:
-            await self._send(left)
+            await self._send(left, name)
 
     def _count(self, receipt: Receipt, count: int) -> None:
         match receipt.verdict:
@@ -180,27 +187,42 @@ class _Import:
         return receipt
 
 
-def _digest(fd: int) -> str:
+def _pread(fd: int, name: str, size: int, at: int) -> bytes:
+    try:
+        return os.pread(fd, size, at)
+    except OSError as error:
+        message = f"{error.strerror}; what was sent is safe, put the stick back and run it again"
+        raise StorageFault(message, path=name, errno=error.errno) from error
+
+
+def _digest(fd: int, name: str) -> str:
     digest, at = hashlib.sha256(), 0
-    while chunk := os.pread(fd, _CHUNK, at):
+    while chunk := _pread(fd, name, _CHUNK, at):
         digest.update(chunk)
         at += len(chunk)
     return digest.hexdigest()
 
 
-def _frames(fd: int, name: str) -> Iterator[Frame]:
-    """Yield the frames of a file, structure and digests checked; raise CorruptError with the place."""
+def _frames(fd: int, name: str, findings: list[str]) -> Iterator[Frame]:
+    """Yield the frames of a file, structure and digests checked; raise CorruptError with the place where the next one cannot be found.
+
+    A frame whose header holds and whose body does not is a finding: its length is known, and the next one is good again.
+    """
     at, size = 0, os.fstat(fd).st_size
     while at < size:
         try:
-            header = parse_header(os.pread(fd, HEADER_BYTES, at))
-            body = os.pread(fd, header.cose_bytes + header.payload_bytes, at + HEADER_BYTES)
+            header = parse_header(_pread(fd, name, HEADER_BYTES, at))
+            body = _pread(fd, name, header.cose_bytes + header.payload_bytes, at + HEADER_BYTES)
             if len(body) != header.cose_bytes + header.payload_bytes:
                 raise CorruptError("frame is cut off")
-            frame = parse_body(header, body[: header.cose_bytes], memoryview(body)[header.cose_bytes :])
         except CorruptError as error:
             raise error.at(name, at) from None
-        yield frame
+        try:
+            frame = parse_body(header, body[: header.cose_bytes], memoryview(body)[header.cose_bytes :])
+        except CorruptError as error:
+            findings.append(f"{error.at(name, at)}; not sent")
+        else:
+            yield frame
         at += header.frame_bytes
 
 

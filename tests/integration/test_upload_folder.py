@@ -14,8 +14,9 @@ from gateway.receive import service as receive
 from gateway.trust.keys import KeyRing, load_public
 from gateway.upload import service as upload
 from gateway.upload.carry_in import import_folder
-from gateway.upload.folder import NAME, export_folder, folder_of
+from gateway.upload.folder import export_folder, folder_of
 from gateway.upload.transport import HttpsCarrier
+from gateway.wire.carry import NAME
 from tests.integration.test_upload_receive import free_port, landed, put, running, seal_all, until
 from tests.support.site import Site
 

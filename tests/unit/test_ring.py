@@ -177,3 +177,9 @@ def test_a_commit_of_many_blocks_is_all_or_nothing(tmp_path):
     assert again.state.predecessor is None
     assert again.state.lost == ()
     assert again.last.positions == {}
+
+
+def test_a_crash_loop_leaves_no_journals_behind(tmp_path):
+    for nonce in range(1, 25):
+        crash(open_ring(tmp_path, nonce=nonce))
+    assert sum(layout.parse_journal(name) is not None for name in os.listdir(tmp_path / "journal")) <= 3

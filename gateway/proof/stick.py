@@ -1,0 +1,102 @@
+"""The proof of a stick (gateway.upload.folder): sums, every frame of every file, and nothing that does not belong there."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from buffer.errors import CorruptError
+from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, PAYLOAD_BYTES_MAX, parse_body, parse_header
+from buffer.manifest import FrameKind
+from gateway.proof.objects import introduce_all
+from gateway.wire.carry import OBJECTS, STICK, SUMS, parse_sums
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from buffer.frame import Frame
+    from gateway.proof.report import Proof
+    from gateway.trust.keys import KeyRing
+
+_CHUNK: Final = 1024 * 1024
+_SUMS_BYTES_MAX: Final = 1024 * 1024
+
+
+def prove_stick(directory: Path, keys: KeyRing, proof: Proof, *, statements: bool) -> None:
+    """Check the frames of one stream on a stick."""
+    found = STICK.fullmatch(directory.name)
+    stream = found[1] if found else ""
+    try:
+        with (directory / SUMS).open("rb") as file:
+            sums = parse_sums(file.read(_SUMS_BYTES_MAX).decode("ascii", errors="replace"))
+    except OSError as error:
+        proof.bad(f"{directory.name}/{SUMS}: {error.strerror}: the export did not end")
+        sums = {}
+    names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    for name in sorted(names - sums.keys() - {SUMS}):
+        proof.bad(f"{directory.name}/{name}: not in {SUMS}")
+    for name in sorted(sums.keys() - names):
+        proof.bad(f"{directory.name}/{name}: in {SUMS} and not here")
+    for name in sorted(sums.keys() & names, key=lambda name: (name != OBJECTS, name)):
+        path = directory / name
+        if path.is_symlink() or not path.is_file():
+            proof.bad(f"{directory.name}/{name}: not a plain file")
+            continue
+        if _digest(path) != sums[name]:
+            proof.bad(f"{directory.name}/{name}: its sum is not the one in {SUMS}")
+        prove_frames(path, f"{directory.name}/{name}", keys, proof, statements=statements, stream=stream)
+
+
+def prove_frames(path: Path, place: str, keys: KeyRing, proof: Proof, *, statements: bool, stream: str = "") -> None:
+    """Check a file of whole frames, without padding or with zeros between them (live frames of a landing)."""
+    try:
+        for at, frame in _frames(path):
+            try:
+                if stream and frame.manifest.stream != stream:
+                    message = f"a frame of stream {frame.manifest.stream}"
+                    raise CorruptError(message)
+                refused = introduce_all([frame], keys) if statements and frame.manifest.kind == FrameKind.OBJECT else {}
+                for error in refused.values():
+                    raise error
+                keys.admit(frame)
+            except CorruptError as error:
+                proof.bad(f"{place} at byte {at}: {error}")
+                continue
+            if frame.manifest.kind == FrameKind.OBJECT:
+                proof.saw_object(frame)
+            else:
+                proof.saw(frame, f"{place} at byte {at}")
+    except CorruptError as error:
+        proof.bad(f"{error.at(place, error.offset)}; what follows in this file is not judged")
+
+
+def _frames(path: Path) -> Iterator[tuple[int, Frame]]:
+    at = 0
+    with path.open("rb") as file:
+        while head := file.read(HEADER_BYTES):
+            try:
+                if not any(head):
+                    at += len(head)
+                    continue
+                if head[:4] == bytes(4):  # padding up to the next frame
+                    skip = len(head) - len(head.lstrip(b"\0"))
+                    at += skip
+                    file.seek(at)
+                    continue
+                header = parse_header(head)
+                body = file.read(min(header.cose_bytes, COSE_BYTES_MAX) + min(header.payload_bytes, PAYLOAD_BYTES_MAX[header.kind]))
+                if len(body) != header.cose_bytes + header.payload_bytes:
+                    raise CorruptError("frame is cut off")
+                yield at, parse_body(header, body[: header.cose_bytes], memoryview(body)[header.cose_bytes :])
+            except CorruptError as error:
+                raise error.at(path.name, at) from None
+            at += header.frame_bytes
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""ebbgate ring check, ring export, ring info, query: over a real ring, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from buffer.types import make_columns
+from tests.integration.test_carry import ebbgate, write_configs
+from tests.integration.test_upload_receive import free_port, put, seal_all
+from tests.support.site import Site, instant
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("site"), free_port())
+    ring = site.ring()
+    put(ring, 0, 50)
+    seal_all(ring, site.root / "ring" / site.stream)
+    put(ring, 50, 50)
+    ring.append(make_columns([16, 17], [10**18, 10**18 + 10**9], [3, 0], [0, 0x4004_0000_0000_0000], [0, 0], texts=("=HYPERLINK(1)",)))
+    ring.commit(instant())
+    write_configs(site)
+    return site
+
+
+@pytest.fixture
+def config(site):
+    return site.root / "gateway.toml"
+
+
+def test_check_finds_nothing_then_the_flipped_byte(site, config):
+    report = json.loads(ebbgate("ring", "check", "--config", config, "--json"))
+    assert (report["findings"], report["readings"], report["segments"]) == ([], 102, 1)
+    assert report["compared"] == 50
+    segment = next((site.root / "ring").rglob("*.parquet"))
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])
+    try:
+        assert segment.stem in ebbgate("ring", "check", "--config", config, code=1)
+    finally:
+        segment.write_bytes(whole)
+    assert "findings: 0" in ebbgate("ring", "check", "--ring", site.root / "ring" / site.stream, "--key", site.pki / "data.pub")
+
+
+def test_export_by_time_and_tag_to_parquet_and_csv(site, config, tmp_path):
+    ebbgate("ring", "export", "--config", config, "-o", tmp_path / "all.parquet")
+    table = pq.read_table(tmp_path / "all.parquet")
+    assert table.num_rows == 102
+    assert set(table["tag"].to_pylist()) == {"a", "b"}
+    ebbgate("ring", "export", "--config", config, "--tag", "a", "--to", "2001-09-09T01:46:40.5", "-o", tmp_path / "one.csv")
+    rows = list(csv.DictReader((tmp_path / "one.csv").open()))
+    assert {row["tag"] for row in rows} == {"a"}
+    assert [row["value_string"] for row in rows if row["value_string"]] == ["'=HYPERLINK(1)"]
+    assert len(rows) == sum(tag == "a" and ts.timestamp() < 10**9 + 0.5 for tag, ts in zip(table["tag"].to_pylist(), table["ts"].to_pylist(), strict=True))
+    assert "not a time" in ebbgate("ring", "export", "--config", config, "--from", "yesterday", "-o", tmp_path / "x.csv", code=2)
+    assert ".parquet or .csv" in ebbgate("ring", "export", "--config", config, "-o", tmp_path / "x.xlsx", code=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.parquet", "one.csv"], "nothing is left behind"
+
+
+def test_info_says_what_is_there(site, config):
+    facts = json.loads(ebbgate("ring", "info", "--config", config, "--json"))
+    assert (facts["segments"], facts["end"], facts["lost"]) == (1, 102, [])
+    assert facts["bytes"] == sum(facts["bytes_by_directory"].values())
+    assert "horizon" in ebbgate("ring", "info", "--config", config, "--endurance", "150 TB")
+    (site.root / "state/collect").mkdir(parents=True, exist_ok=True)
+    (site.root / "state/collect/status.json").write_text(json.dumps({"stream": site.stream, "written_bytes_per_day": 10**9}))
+    facts = json.loads(ebbgate("ring", "info", "--config", config, "--endurance", "365.25 GB", "--json"))
+    assert facts["flash_years"] == 1.0
+    assert "--endurance" in ebbgate("ring", "info", "--config", config, "--endurance", "much", code=2)
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("SELECT flavour FROM readings", "value_double"),
+        ("SELECT 1; SELECT 2", "one statement per call"),
+        ("COPY readings TO '/tmp/x.csv'", "COPY is refused"),
+        ("ATTACH '/tmp/x.db'", "ATTACH is refused"),
+        ("PRAGMA database_list", "PRAGMA is refused"),
+        ("SELECT * FROM nowhere", "views: readings"),
+        ("SELECT * FROM read_text('/etc/passwd')", "reads the ring and nothing else"),
+    ],
+)
+def test_mistakes_in_a_query_are_one_friendly_message(config, sql, words):
+    said = ebbgate("query", sql, "--config", config, code=2)
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_a_query_is_limited_and_written_whole(config, tmp_path):
+    said = ebbgate("query", "SELECT seq FROM readings", "--config", config, "--limit", "5")
+    assert "more rows than shown" in said
+    assert len(said.splitlines()) == 7
+    said = ebbgate("query", "SELECT seq FROM readings -- all of them", "--config", config, "-o", tmp_path / "all.csv")
+    assert "102 rows" in said
+    evil = f"SELECT 1) TO '{tmp_path}/evil.csv'; --"
+    ebbgate("query", evil, "--config", config, "-o", tmp_path / "x.csv", code=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["all.csv"]
+
+
+def test_a_ring_that_is_not_there_is_said(site, tmp_path):
+    text = (site.root / "gateway.toml").read_text().replace('path = "ring"', f'path = "{tmp_path}/none"')
+    (site.root / "other.toml").write_text(text)
+    assert "no ring" in ebbgate("query", "SELECT 1", "--config", site.root / "other.toml", code=3)
+    assert "no ring" in ebbgate("ring", "check", "--config", site.root / "other.toml", code=3)
+    assert "no ring" in ebbgate("export", tmp_path, "--config", site.root / "other.toml", code=3)

@@ -243,6 +243,7 @@ def main(name: str, run: Callable[[Report], None], arguments: Sequence[str] | No
     if file_system(WORK) in ("tmpfs", "ramfs", "overlay"):
         sys.exit(f"{WORK} lies on {file_system(WORK)}: a benchmark of durability needs a disk")
     work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=WORK))
+    work.chmod(0o755)  # servers run as users of their own
     report = Report(name, Options(chosen.quick, rounds, work))
     try:
         run(report)

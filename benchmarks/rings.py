@@ -26,12 +26,12 @@ STREAM = "bench.main"
 BOOT = bytes(16)
 
 
-def table(tags: int = TAGS, stream: str = STREAM) -> bytes:
+def tag_table(tags: int = TAGS, stream: str = STREAM) -> TagTable:
     """Return a tag table whose ids sort otherwise than their numbers, as plants name things."""
     rows = tuple(
         Tag(limits.TAG_NUMBER_FIRST + i, f"d{i % 20:02d}.t{i:04d}", f"acme/ghent/hall1/d{i % 20:02d}/t{i:04d}", "plc") for i in range(tags)
     )
-    return encode_table(TagTable(stream.partition(".")[0], stream, "acme/ghent", "UTC", ("plc",), rows))
+    return TagTable(stream.partition(".")[0], stream, "acme/ghent", "UTC", ("plc",), rows)
 
 
 def instant() -> Instant:
@@ -40,7 +40,7 @@ def instant() -> Instant:
 
 
 def open_ring(
-    root: Path, *, journal_bytes: int = limits.JOURNAL_BYTES, max_bytes: int = 2**40, tags: int = TAGS, signer: KeySigner | None = None,
+    root: Path, *, journal_bytes: int = limits.JOURNAL_BYTES, max_bytes: int = 2**40, table: TagTable | None = None, signer: KeySigner | None = None,
     stream: str = STREAM, statement: bytes | None = None,
 ) -> Ring:  # fmt: skip
     """Open (recover) the ring in `root` as collect does; its first block, which begins the generation, is committed."""
@@ -54,7 +54,7 @@ def open_ring(
     ring = Ring.open(PosixStorage(root), options, signer, verifier, instant(), 1, lambda: next(salts))
     if statement is not None:
         ring.add_object(ObjectType.KEY_STATEMENT, statement)
-    ring.use_table(table(tags, stream))
+    ring.use_table(encode_table(table or tag_table(stream=stream)))
     ring.commit(instant())
     return ring
 

@@ -1,6 +1,6 @@
 """A ring with many segments without waiting for days: real Parquet, real signed manifests, names and numbers as if it had been committed.
 
-What is not real: the blocks before the segments never were in a journal, and where `parquet` is a path the payload is a hard link to one file,
+What is not real: the blocks before the segments never were in a journal, and where `link` is given the payload is a hard link to one file,
 so that its inner seqs are those of the first. Used only where nobody opens the payload (recovery, names and manifests).
 """
 
@@ -42,8 +42,8 @@ class Fabric:
         self._chain = chain_start(STREAM, GENERATION)
         self.segments = 0
 
-    def add(self, parquet: bytes | Path, digest: bytes, length: int) -> SegmentName:
-        """Add one segment: bytes to be written, or a file to be linked. Not synced: a benchmark's scenery."""
+    def add(self, data: bytes, digest: bytes, link: Path | None = None) -> SegmentName:
+        """Add one segment of these bytes (and this SHA-256), written or, from a file that holds them, linked. Not synced: scenery."""
         n, first = self.segments, self.segments * self._readings
         name = SegmentName(GENERATION, first, first + self._readings - 1)
         after = hashlib.sha256(self._chain + digest).digest()
@@ -52,15 +52,15 @@ class Fabric:
             GENERATION, (n + 1) * BLOCKS - 1, None, first + self._readings, (GENERATION, 0), (), (), now.wall_ns, now.monotonic_ns, BOOT, True
         )
         manifest = Manifest(
-            FrameKind.SEGMENT, STREAM, digest, length, generation=GENERATION, first_block=n * BLOCKS, last_block=(n + 1) * BLOCKS - 1,
+            FrameKind.SEGMENT, STREAM, digest, len(data), generation=GENERATION, first_block=n * BLOCKS, last_block=(n + 1) * BLOCKS - 1,
             first_seq=first, count=self._readings, tag_table_sha256=self._table, chain_before=self._chain, chain_after=after, state=state,
         )  # fmt: skip
-        frame = seal_frame(self._signer, manifest, b"")
-        if isinstance(parquet, bytes):
-            (self.root / name.parquet).write_bytes(parquet)
+        frame = seal_frame(self._signer, manifest, data)
+        if link is None:
+            (self.root / name.parquet).write_bytes(data)
         else:
-            os.link(parquet, self.root / name.parquet)
-        (self.root / name.cose).write_bytes(encode_header(manifest, frame.cose, b"", salt=0) + frame.cose)
+            os.link(link, self.root / name.parquet)
+        (self.root / name.cose).write_bytes(encode_header(manifest, frame.cose, data, salt=0) + frame.cose)
         self._chain = after
         self.segments += 1
         return name

@@ -61,7 +61,7 @@ def build(report: Report) -> tuple[Path, Path, int]:
     for n in range(segments):
         ours, theirs = (_moved(table, n * readings, n // distinct * span_us) for table in tables[n % distinct])
         data = parquet_bytes(ours, {}, tries=_FIXED)
-        fabric.add(data, hashlib.sha256(data).digest(), len(data))
+        fabric.add(data, hashlib.sha256(data).digest())
         pq.write_table(theirs.drop_columns(["path", "ts_ns", "ts_source", "flags", "generation"]), plain / f"{n:04d}.parquet", compression="zstd")
     open_ring(root, signer=signer).close()
     return root, plain, first_us // 1_000_000

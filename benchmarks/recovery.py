@@ -52,7 +52,7 @@ def build(report: Report, segments: int) -> Path:
     fabric = Fabric(root, signer, limits.SEGMENT_READINGS_MAX)
     digest = hashlib.sha256(data).digest()
     for _ in range(segments):
-        fabric.add(payload, digest, len(data))
+        fabric.add(data, digest, payload)
     ring = open_ring(root, signer=signer)
     for part in batches(Workload(seed=2).scans(report.options.size(JOURNAL_BLOCKS, 5)), 1_000):
         ring.append(part, 0, bytes(16))

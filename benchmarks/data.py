@@ -29,7 +29,7 @@ _SIMULATE: Final = """
 import numpy as np, sys
 from tep_studio import ClosedLoopSimulation
 result = ClosedLoopSimulation(horizon=48.0).run(seed=1)
-values = np.asarray(result.measurements, float)
+values = np.array([step.measurements for step in result.results], float)
 assert values.ndim == 2 and values.shape[1] == 41, values.shape
 np.savetxt(sys.argv[1], values, delimiter=",", fmt="%.17g")
 """

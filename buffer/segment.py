@@ -4,7 +4,7 @@ The only importer of pyarrow in `buffer`, so that collect never carries it. It c
 before; reads the file back past the page cache and compares every row with the journal after; and leaves a temporary file: it
 publishes nothing and signs nothing.
 
-Specification of the file: Parquet, rows sorted by (tag, seq), one row group, zstd 3, pages of 2 MiB, the columns of buffer.rows: ts and ts_source
+Specification of the file: Parquet, rows sorted by (tag, seq), one row group, zstd 3, pages of 4 MiB, the columns of buffer.rows: ts and ts_source
 as timestamp[us, UTC]; tag, path, value_string and generation dictionary-encoded; an encoding per column is chosen by trying.
 Key-value metadata: ebbgate.stream, ebbgate.generation, ebbgate.blocks, ebbgate.seqs, ebbgate.tag_table.
 """
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES_MAX: Final = 3 * 1024**3  # address space; a million readings peak near 0.5 GB resident
 NICE: Final = 19
 NS_PER_US: Final = 1000
-PAGE_BYTES: Final = 2 * 1024 * 1024  # zstandard forgets at the end of a page: tags that share their stamps must stand in one
+PAGE_BYTES: Final = 4 * 1024 * 1024  # zstandard forgets at the end of a page: tags that share their stamps must stand in one
 _COMPRESSION: Final[dict[str, Any]] = {
     "compression": "zstd", "compression_level": 3, "data_page_size": PAGE_BYTES, "max_rows_per_page": limits.SEGMENT_READINGS_MAX,
 }  # fmt: skip

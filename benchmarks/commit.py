@@ -102,7 +102,7 @@ def run(report: Report) -> None:
     result = interleave(report.options.rounds, {"with": lambda: measure(report, sealing=True), "without": lambda: measure(report, sealing=False)})
     for what in ("p50_ms", "p99_ms"):
         report.add(
-            what, median(result["with"], lambda s: s.extra[what]), "ms", peer="the same without sealing",  # noqa: B023
+            what, median(result["with"], lambda s: s.extra[what]), "ms", peer="the same without sealing",
             peer_value=median(result["without"], lambda s: s.extra[what]), ratio=ratio(result["with"], result["without"], lambda s: s.extra[what]),
             segments_sealed_a_round=median(result["with"], lambda s: s.extra["sealed"]), commits=report.options.size(COMMITS, 10),
             readings_per_commit=1_000,

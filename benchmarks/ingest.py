@@ -187,7 +187,7 @@ def one_size(report: Report, size: int, parts: list[Columns]) -> None:
         "stored": partial(run_ring, options, parts, "stored"),
         "bare": partial(run_bare, options, frames, n),
     }
-    peers: dict[str, Any] = {**EMBEDDED, **(SERVERS if size in SERVER_SIZES else {})}
+    peers: dict[str, Any] = {**EMBEDDED, **(SERVERS if size in SERVER_SIZES and not options.quick else {})}
     absent = {name: why for name in peers if (why := missing(name))}
     for name in peers.keys() - absent.keys():
         contestants[name] = partial(run_peer, options, peers[name], parts)

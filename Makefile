@@ -16,7 +16,9 @@ RUNS ?= 200
 INPUTS ?= 100000
 NAME ?= ingest
 
-.PHONY: setup demo test check bench crash mutants model simulate fuzz kill faults clean
+BENCH_NAMES := ingest commit block segment wear recovery query drain latency opcua-subscribe opcua-read modbus-read modbus-plan
+
+.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report crash mutants model simulate fuzz kill faults clean
 
 setup: $(VENV)/.stamp
 
@@ -42,6 +44,21 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.$(subst -,_,$(NAME))
+
+# everything again, kept in benchmarks/results, then docs/benchmarks.md: about an hour on a quiet machine
+bench-all: setup bench-peers bench-data
+	@for name in $(BENCH_NAMES); do $(BIN)/python -m benchmarks.$${name//-/_} --save || true; done
+	$(MAKE) bench-report
+
+bench-report: setup
+	$(BIN)/python -m benchmarks.report
+
+# stores to compare with that pip has; PostgreSQL 15 and redis-server come from the distribution
+bench-peers: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+
+bench-data: setup
+	$(BIN)/python -m benchmarks.data
 
 crash: setup
 	$(BIN)/python -m tests.crash.run --states $(STATES) --seed $(SEED)

@@ -97,9 +97,16 @@ def to_be_signed(protected: bytes, payload: bytes) -> bytes:
 
 def sign1(signer: Signer, payload: bytes) -> bytes:
     """Return a COSE_Sign1 message over `payload`."""
+    return signed(signer, payload)[0]
+
+
+def signed(signer: Signer, payload: bytes) -> tuple[bytes, Sign1]:
+    """Return a COSE_Sign1 message over `payload`, and its parts as `parse_sign1` would find them."""
     protected = encode_cbor({1: signer.algorithm, 4: signer.key_id})
-    signature = signer.sign(to_be_signed(protected, payload))
-    return encode_cbor(cbor2.CBORTag(_TAG_SIGN1, [protected, {}, payload, signature]))
+    covered = to_be_signed(protected, payload)
+    signature = signer.sign(covered)
+    message = encode_cbor(cbor2.CBORTag(_TAG_SIGN1, [protected, {}, payload, signature]))
+    return message, Sign1(signer.key_id, signer.algorithm, payload, covered, signature)
 
 
 def parse_sign1(message: bytes) -> Sign1:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from buffer import limits
-from buffer.cose import Sign1, Signer, Verifier, parse_sign1, sign1
+from buffer.cose import Sign1, Signer, Verifier, parse_sign1, signed
 from buffer.errors import CorruptError
 from buffer.manifest import FrameKind, Manifest, decode_manifest, encode_manifest
 
@@ -112,8 +112,8 @@ def parse_header(data: bytes | memoryview) -> Header:
 
 def seal_frame(signer: Signer, manifest: Manifest, payload: bytes | memoryview) -> Frame:
     """Sign `manifest`, whose payload digest and length must already be those of `payload`."""
-    cose = sign1(signer, encode_manifest(manifest))
-    return Frame(manifest, parse_sign1(cose), cose, payload)
+    cose, parts = signed(signer, encode_manifest(manifest))
+    return Frame(manifest, parts, cose, payload)
 
 
 def payload_digest(payload: bytes | memoryview) -> bytes:

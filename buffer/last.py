@@ -188,30 +188,32 @@ class LastState:
             del self.gaps[identity]
 
     def _live(self, columns: Columns) -> None:
-        marker = (columns.flags & np.uint16(Flag.MARKER)) != 0
-        tag_state = columns.tag >= limits.TAG_NUMBER_FIRST
-        real = np.flatnonzero(tag_state & ~marker)
-        size = int(columns.tag.max()) + 1
+        tag = columns.tag
+        size = int(tag.max()) + 1
         self._rows, self._present = _grown(self._rows, size, 0), _grown(self._present, size, False)
-        tag = columns.tag[real]
-        rows = self._rows
-        rows["tag"][tag] = tag
-        rows["ts"][tag] = columns.ts_ns[real]
-        rows["source"][tag] = (columns.ts_ns if columns.ts_source_ns is None else columns.ts_source_ns)[real]
-        rows["quality"][tag] = columns.quality[real]
-        rows["flags"][tag] = columns.flags[real]
-        rows["kind"][tag] = columns.kind[real]
-        is_text = (columns.kind[real] == Kind.TEXT) | (columns.kind[real] == Kind.BYTES)
-        rows["value"][tag] = np.where(is_text, np.uint64(0), columns.values[real])
-        for row in real[is_text]:
-            self._texts[int(columns.tag[row])] = columns.texts[int(columns.values[row])]
-        newest = np.full(size, -1, np.int64)
-        newest[tag] = real
-        for row in np.flatnonzero(tag_state & marker):
-            if newest[columns.tag[row]] < row:
-                rows["flags"][columns.tag[row]] |= np.uint16(Flag.MARKER)
-        self._present[tag] = True
+        newest = np.full(size, -1, np.int64)  # place in columns of the newest reading of each tag that is the source's own
+        marker = (columns.flags & np.uint16(Flag.MARKER)) != 0
+        real = np.flatnonzero((tag >= limits.TAG_NUMBER_FIRST) & ~marker)
+        newest[tag[real]] = real
+        which = np.flatnonzero(newest >= 0)
+        self._replace(columns, newest[which])
+        for row in np.flatnonzero((tag >= limits.TAG_NUMBER_FIRST) & marker):
+            if newest[tag[row]] < row:
+                self._rows["flags"][tag[row]] |= np.uint16(Flag.MARKER)
+        self._present[which] = True
         self._first_live(columns, real)
+
+    def _replace(self, columns: Columns, place: NDArray[np.int64]) -> None:
+        """Take the readings at these places, of different tags: whole rows at once, and texts only where they are the newest."""
+        new = np.zeros(len(place), _ROW)
+        new["tag"], new["ts"], new["kind"] = columns.tag[place], columns.ts_ns[place], columns.kind[place]
+        new["source"] = new["ts"] if columns.ts_source_ns is None else columns.ts_source_ns[place]
+        new["quality"], new["flags"], new["value"] = columns.quality[place], columns.flags[place], columns.values[place]
+        texts = np.flatnonzero((new["kind"] == Kind.TEXT) | (new["kind"] == Kind.BYTES))
+        for tag, index in zip(new["tag"][texts].tolist(), new["value"][texts].tolist(), strict=True):
+            self._texts[tag] = columns.texts[index]
+        new["value"][texts] = 0
+        self._rows[new["tag"]] = new
 
     def _first_live(self, columns: Columns, real: NDArray[np.int64]) -> None:
         tag, ts = columns.tag[real], columns.ts_ns[real]

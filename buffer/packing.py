@@ -14,6 +14,7 @@ An encoder may choose any of them for any column. Bytes (booleans, texts) are pa
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 RAW, ZSTD, PCODEC, RUNS, RUNS_ZSTD = range(5)
 ZSTD_SMALL_BYTES: Final = 96  # below, a zstandard frame costs more than it saves
 FEW_RUNS: Final = 16  # below, runs are smaller than anything else
+SMALL_ENOUGH: Final = 48  # readings a byte of runs: what pcodec could still save is not worth its time
 _LENGTH_BYTES: Final = 4
 _LEVEL: Final = 6
 _CLASSIC: Final = ModeSpec.classic()
@@ -37,6 +39,7 @@ _ORDERS: Final = {  # naming the delta costs half of what pcodec's own search do
 }
 _SEARCH: Final = ChunkConfig(compression_level=_LEVEL)
 Packed = tuple[int, bytes]  # codec, body
+_kept: Final = threading.local()
 
 
 def pack_numbers(data: NDArray[Any], order: int | None) -> Packed:
@@ -58,13 +61,15 @@ def pack_bytes(raw: bytes, level: int = 3) -> Packed:
 
 def pack_runs(data: NDArray[Any], order: int) -> Packed:
     """Return a column that seldom changes."""
-    starts = np.flatnonzero(np.concatenate(([True], data[1:] != data[:-1])))
-    lengths = np.diff(np.append(starts, len(data))).astype("<u4")
-    numbers = data[starts].astype(data.dtype.newbyteorder("<"), copy=False)
-    raw = len(starts).to_bytes(_LENGTH_BYTES, "little") + lengths.tobytes() + numbers.tobytes()
+    changes = np.flatnonzero(data[1:] != data[:-1])
+    bounds = np.empty(len(changes) + 2, np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = 0, changes + 1, len(data)
+    lengths = (bounds[1:] - bounds[:-1]).astype("<u4")
+    numbers = data[bounds[:-1]].astype(data.dtype.newbyteorder("<"), copy=False)
+    raw = len(lengths).to_bytes(_LENGTH_BYTES, "little") + lengths.tobytes() + numbers.tobytes()
     small = _compressed(raw, 3)
     runs = (RUNS, raw) if small is None else (RUNS_ZSTD, small)
-    if len(starts) <= FEW_RUNS:
+    if len(lengths) <= FEW_RUNS or len(runs[1]) * SMALL_ENOUGH <= len(data):
         return runs
     return min(runs, pack_numbers(_widened(data), order), key=lambda packed: len(packed[1]))
 
@@ -76,8 +81,25 @@ def _widened(data: NDArray[Any]) -> NDArray[Any]:
 def _compressed(raw: bytes, level: int) -> bytes | None:
     if len(raw) < ZSTD_SMALL_BYTES:
         return None
-    small = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(raw)
+    small = _compressor(level).compress(raw)
     return small if len(small) < len(raw) else None
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """Return this thread's (they are not thread-safe): making one costs as much as it then does for a small block."""
+    mine: dict[int, zstandard.ZstdCompressor] | None = getattr(_kept, "compressors", None)
+    if mine is None:
+        mine = _kept.compressors = {}
+    if level not in mine:
+        mine[level] = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
+    return mine[level]
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    mine: zstandard.ZstdDecompressor | None = getattr(_kept, "decompressor", None)
+    if mine is None:
+        mine = _kept.decompressor = zstandard.ZstdDecompressor()
+    return mine
 
 
 # ---- reading: nothing is allocated by a number that was not checked ----
@@ -105,7 +127,7 @@ def unpack_bytes(packed: Packed, least: int, most: int) -> bytes:
             raise CorruptError(message)
         if codec == RAW:
             return body
-        return zstandard.ZstdDecompressor().decompress(body, max_output_size=size, allow_extra_data=False)
+        return _decompressor().decompress(body, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptError(str(error)) from error
 

@@ -4,7 +4,7 @@ The only importer of pyarrow in `buffer`, so that collect never carries it. It c
 before; reads the file back past the page cache and compares every row with the journal after; and leaves a temporary file: it
 publishes nothing and signs nothing.
 
-Specification of the file: Parquet, rows sorted by (tag, seq), one row group, zstd 3, the columns of buffer.rows: ts and ts_source
+Specification of the file: Parquet, rows sorted by (tag, seq), one row group, zstd 3, pages of 4 MiB, the columns of buffer.rows: ts and ts_source
 as timestamp[us, UTC]; tag, path, value_string and generation dictionary-encoded; an encoding per column is chosen by trying.
 Key-value metadata: ebbgate.stream, ebbgate.generation, ebbgate.blocks, ebbgate.seqs, ebbgate.tag_table.
 """
@@ -17,7 +17,7 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 MEMORY_BYTES_MAX: Final = 3 * 1024**3  # address space; a million readings peak near 0.5 GB resident
 NICE: Final = 19
 NS_PER_US: Final = 1000
+PAGE_BYTES: Final = 4 * 1024 * 1024  # zstandard forgets at the end of a page: tags that share their stamps must stand in one
+_COMPRESSION: Final[dict[str, Any]] = {
+    "compression": "zstd", "compression_level": 3, "data_page_size": PAGE_BYTES, "max_rows_per_page": limits.SEGMENT_READINGS_MAX,
+}  # fmt: skip
 _ENCODINGS: Final[dict[str, tuple[str, ...]]] = {  # tried beside dictionary; the smallest wins
     "ts": ("DELTA_BINARY_PACKED", "PLAIN", "BYTE_STREAM_SPLIT"),
     "ts_source": ("DELTA_BINARY_PACKED",),
@@ -120,14 +124,13 @@ def parquet_bytes(table: pa.Table, metadata: dict[str, str], tries: Mapping[str,
     pq.write_table(
         table.replace_schema_metadata(metadata),
         sink,
-        compression="zstd",
-        compression_level=3,
         use_dictionary=[name for name in table.column_names if name not in plain and name != "value_bool"],
         column_encoding=plain or None,
         row_group_size=limits.SEGMENT_READINGS_MAX,
         write_statistics=True,
         write_page_index=True,
         store_schema=True,
+        **_COMPRESSION,
     )
     return bytes(sink.getvalue())
 
@@ -142,7 +145,7 @@ def _best_encoding(table: pa.Table, name: str, tries: Sequence[str]) -> str:
 def _size(column: pa.Table, name: str, encoding: str) -> int:
     sink = pa.BufferOutputStream()
     chosen = {name: encoding} if encoding else None
-    pq.write_table(column, sink, compression="zstd", compression_level=3, use_dictionary=not encoding, column_encoding=chosen)
+    pq.write_table(column, sink, use_dictionary=not encoding, column_encoding=chosen, **_COMPRESSION)
     return int(sink.getvalue().size)
 
 

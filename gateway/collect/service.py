@@ -22,6 +22,7 @@ from buffer.ring import Instant, Ring, RingOptions, with_root
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
+from gateway.collect.absence import markers_after
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.sealer import run_child
@@ -186,6 +187,7 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     for payload in [*(old for _, old in before_keys if old), *([statement.read_bytes()] if statement.exists() else [])]:
         ring.add_object(ObjectType.KEY_STATEMENT, payload)
     ring.use_table(encode_table(tables.table))
+    _mark_absence(ring, tables, newest)
     ring.commit(now)
     name = f"addresses-{hashlib.sha256(tables.addresses).hexdigest()[:16]}.json"
     publish_file(settings.state / "collect" / name, tables.addresses, mode=0o600)
@@ -196,6 +198,15 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     if before is not None and encode_table(before) != encode_table(tables.table):
         writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=len(tables.table.tags))
     return Collector(runtime, settings, ring, tables, writer, control, clock, sources, root)
+
+
+def _mark_absence(ring: Ring, tables: Tables, committed_ns: int) -> None:
+    """Append the markers that a killed collector could not write, of the sources that are still read."""
+    for source in tables.sources:
+        number = tables.table.source_number(source.name)
+        columns = markers_after(ring.known(number).last, committed_ns)
+        if len(columns):
+            ring.append(columns, number)
 
 
 def _verifier(settings: GatewaySettings, signer: KeySigner, root: Path) -> KeyRing:

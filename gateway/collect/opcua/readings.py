@@ -6,7 +6,7 @@ restart still means the same tags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -104,12 +104,17 @@ class TagStates:
         first = np.zeros(len(rows), np.bool_)
         first[np.unique(rows, return_index=True)[1]] = True
         initial = first & self._initial[rows]
-        known = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
+        same = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
+        back = same & self.marked[rows]  # the reading before the marker again: stored, but no second time at its own time
+        known = same & ~back
         self._awaited[rows] = self._initial[rows] = False
         keep = ~known
+        back = back[keep]
         rows, kind, values, quality, said, flags = rows[keep], kind[keep], values[keep], quality[keep], said[keep], flags[keep]
         retyped = self._retyped(rows, kind)
         stamped = stamp(said, initial[keep], now_ns, since_ns, trusted, clock)
+        if back.any():
+            stamped = again(stamped, back, now_ns)
         source = stamped.ts_ns if stamped.ts_source_ns is None else stamped.ts_source_ns
         self._store(rows, kind, values, quality, source, now_ns, items.texts)
         columns = Columns(
@@ -132,7 +137,7 @@ class TagStates:
 
     def _same(self, rows: Any, kind: Any, values: Any, quality: Any, said: Any, texts: tuple[str, ...]) -> NDArray[np.bool_]:
         """Say which values equal the newest reading bit for bit, with the source's time where it gives one."""
-        same = self.has[rows] & ~self.marked[rows] & (kind == self._kind[rows]) & (quality == self._quality[rows])
+        same = self.has[rows] & (kind == self._kind[rows]) & (quality == self._quality[rows])
         same &= (said == self._source[rows]) | (said == NO_TIME)
         text = (kind == Kind.TEXT) | (kind == Kind.BYTES)
         same &= text | (values == self._value[rows])
@@ -199,6 +204,13 @@ class TagStates:
         n = len(rows)
         nulls, zeros = np.full(n, Kind.NULL, np.uint8), np.zeros(n, np.uint64)
         return Columns(self.numbers[rows], np.full(n, ts_ns, np.int64), nulls, zeros, quality, np.full(n, Flag.MARKER, np.uint16), None, ())
+
+
+def again(stamped: Stamped, which: NDArray[np.bool_], now_ns: int) -> Stamped:
+    """Give chosen readings ts = now and REPEATED; what the source said of their time is kept."""
+    ts, said = stamped.ts_ns.copy(), stamped.ts_ns if stamped.ts_source_ns is None else stamped.ts_source_ns
+    ts[which] = now_ns
+    return replace(stamped, ts_ns=ts, ts_source_ns=said, flags=np.where(which, stamped.flags | np.uint16(Flag.REPEATED), stamped.flags))
 
 
 def _raw(text: str) -> float | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_0000})  # UserAccessDenied, IdentityToken*, UserSignature
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
+HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
 _LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
@@ -174,9 +175,9 @@ class Session:
 
     # ---- requests ----
 
-    async def _call(self, request: Any, context: str) -> bytes:
+    async def _call(self, request: Any, context: str, timeout: float | None = None) -> bytes:
         with plant(f"{self.url}: {context}"):
-            return plain_bytes(await self._client.uaclient._send_request(request))
+            return plain_bytes(await self._client.uaclient._send_request(request, timeout))
 
     async def read_facts(self, wall_ns: Callable[[], int]) -> Facts:
         """Ask the server for namespaces, start time, clock and limits; keep and return them."""
@@ -292,7 +293,7 @@ class Session:
         request.Parameters.NodesToRead = [
             ua.HistoryReadValueId(NodeId=node_id(node), ContinuationPoint=point or None) for node, point in zip(nodes, points, strict=True)
         ]
-        return await self._call(request, "HistoryRead")
+        return await self._call(request, "HistoryRead", HISTORY_TIMEOUT_S)
 
     async def browse(self, nodes: Sequence[str]) -> list[tuple[int, bytes, list[answers.Reference]]]:
         """Return the children (hierarchical references) of nodes; a continuation point is followed with `browse_next`."""

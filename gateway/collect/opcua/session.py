@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncua.common.utils import Buffer
-from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary
+from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary, struct_to_binary
 
 from buffer.errors import CorruptError
 from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua import answers
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.decode import join_items
-from gateway.collect.opcua.guarded import GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
+from gateway.collect.opcua.guarded import Encoded, GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
 from gateway.errors import PlantError, TrustError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Session:
         self._items_max = items_max
         self.resumed = resumed
         self.facts = Facts((), 0, None, dict.fromkeys(_LIMITS, items_max))
+        self._last_read: tuple[object, list[tuple[bytes, int]]] = (None, [])
 
     # ---- life ----
 
@@ -196,15 +197,25 @@ class Session:
     async def read(self, nodes: Sequence[str], attribute: int) -> Items:
         """Return one attribute of many nodes, in their order and in as many requests as the server's limits want."""
         parts = []
-        for chunk in _chunks(nodes, self.facts.limits["MaxNodesPerRead"]):
-            request = ua.ReadRequest()
-            request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
-            request.Parameters.NodesToRead = [ua.ReadValueId(NodeId=node_id(node), AttributeId=attribute) for node in chunk]
+        for parameters, count in self._reads(tuple(nodes), attribute):
+            request = Encoded(ua.ReadRequest().TypeId, parameters)
             items = answers.decode_read(await self._call(request, "Read"), structure)
-            if len(items) != len(chunk):
-                raise CorruptError(f"{self.url}: Read of {len(chunk)} nodes answered with {len(items)}")
+            if len(items) != count:
+                raise CorruptError(f"{self.url}: Read of {count} nodes answered with {len(items)}")
             parts.append(items)
         return join_items(parts)
+
+    def _reads(self, nodes: tuple[str, ...], attribute: int) -> list[tuple[bytes, int]]:
+        """Return the encoded parameters of each request and how many nodes it asks for; what was asked last is kept."""
+        key = (nodes, attribute, self.facts.limits["MaxNodesPerRead"])
+        if self._last_read[0] != key:
+            packed = []
+            for chunk in _chunks(nodes, self.facts.limits["MaxNodesPerRead"]):
+                wanted = [ua.ReadValueId(NodeId=node_id(node), AttributeId=attribute) for node in chunk]
+                parameters = ua.ReadParameters(TimestampsToReturn=ua.TimestampsToReturn.Both, NodesToRead=wanted)
+                packed.append((struct_to_binary(parameters), len(chunk)))
+            self._last_read = (key, packed)
+        return self._last_read[1]
 
     async def create_subscription(self, publish_ms: float, keep_alive_s: float, lifetime_s: float, batch: int) -> tuple[int, float, int]:
         """Return id, publishing interval (ms) and keep-alive count as the server revised them."""

@@ -29,16 +29,16 @@ async def measured(read) -> float:
 async def main() -> None:
     logging.disable(logging.CRITICAL)
     with node_opcua(tags=TAGS, period_ms=1000, types=5) as port:
-        runtime, settings = real(), source_settings("plc", port, TAGS, 1000)
-        throttle = Throttle(Budget(settings.load, runtime.monotonic_ns()), runtime)
-        session = await Session.connect(settings, settings.urls[0], throttle, None, lambda _gone: None)
+        runtime, source = real(), source_settings("plc", port, TAGS, 1000)
+        throttle = Throttle(Budget(source.load, runtime.monotonic_ns()), runtime)
+        session = await Session.connect(source, source.urls[0], throttle, None, lambda _gone: None)
         await session.read_facts(runtime.wall_ns)
-        names = [tag.address for tag in settings.tags]
+        names = [tag.address for tag in source.tags]
 
         async def ours() -> int:
             return len(await session.read(names, VALUE))
 
-        async with Client(settings.urls[0]) as client:
+        async with Client(source.urls[0]) as client:
             nodes = [client.get_node(name) for name in names]
 
             async def stock() -> int:
@@ -47,7 +47,8 @@ async def main() -> None:
             rounds = [(await measured(ours), await measured(stock)) for _ in range(ROUNDS)]
         await session.close()
     ours_us, stock_us = ([one[i] for one in rounds] for i in range(2))
-    show("opcua-read", "us CPU per value", ours_us, "asyncua read_attributes", stock_us, 8, {"server": "node-opcua", "nodes_per_request": TAGS, "types": 5})
+    settings = {"server": "node-opcua", "nodes_per_request": TAGS, "types": 5}
+    show("opcua-read", "us CPU per value", ours_us, "asyncua read_attributes", stock_us, 8, settings)
 
 
 if __name__ == "__main__":

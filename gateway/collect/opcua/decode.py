@@ -215,7 +215,7 @@ def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: S
 
 
 def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
-    items = _blank(count)
+    items = blank_items(count)
     for shape, row, at, length in found.runs:
         _store(items, slice(row, row + length), np.frombuffer(data, shape.dtype, length, at), shape, width)
     whole = np.frombuffer(data, np.uint8)
@@ -239,7 +239,8 @@ def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
     return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts))
 
 
-def _blank(count: int) -> Items:
+def blank_items(count: int) -> Items:
+    """Return items to be written into: no value, Good, no time."""
     return Items(
         np.arange(count, dtype=np.uint32),
         np.empty(count, np.uint8),
@@ -301,7 +302,7 @@ def ticks_to_ns(ticks: int) -> int:
 
 def join_items(parts: list[Items]) -> Items:
     if not parts:
-        return _blank(0)
+        return blank_items(0)
     values: list[NDArray[np.uint64]] = []
     texts: list[str] = []
     for part in parts:

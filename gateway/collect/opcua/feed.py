@@ -62,6 +62,7 @@ class Feed:
         self._overflow_told_ns = 0
         self._concerned: dict[int, frozenset[int] | None] = {}  # gaps opened here, by from_ns: the tags they are about, None: all
         self.fill_losses: dict[int, int] = {}  # gap id -> connections lost in a row while its history was asked for
+        self.program_ns = -(10**18)  # monotonic: when the server was last found to run another program
         self.semantics_changed = False  # a status said so: types, units or the program may be others now
         self.alive_number = next((tag.number for tag in settings.tags if settings.alive and tag.id == settings.alive.tag), None)
         self.alive_changed_ns: int | None = None
@@ -174,6 +175,12 @@ class Feed:
     def concerned(self, gap: Gap) -> frozenset[int] | None:
         """Return the tags a gap is about; None: all, or opened before this process began."""
         return self._concerned.get(gap.from_ns)
+
+    def events_concerned(self, gap: Gap) -> int:
+        """Return of how many event tags a gap may hide something: their history is not asked for."""
+        concerned = self.concerned(gap)
+        numbers = self.states.numbers[self.states.events].tolist()
+        return sum(concerned is None or number in concerned for number in numbers)
 
     def forget(self, gap: Gap) -> None:
         """Note that a gap is closed."""

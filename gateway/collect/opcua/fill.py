@@ -20,6 +20,7 @@ from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.debt import REACH_NS, Chunk, Debt, debts_of, harvest, pack_progress, remaining
+from gateway.collect.opcua.events import is_event
 from gateway.collect.source import Batch, GapChange, GapStep
 from gateway.errors import PlantError
 
@@ -82,7 +83,7 @@ class _Fill:
 
     async def _pay(self) -> None:
         settings, spaces = self._feed.settings, self._session.facts.namespaces
-        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags}
+        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
         named = {number: node for number, node in nodes.items() if node}
         debts, clipped = debts_of(self._gap, named, settings.history_fill_ns, self._feed.concerned(self._gap))
         able = await self._historized(debts)
@@ -100,6 +101,8 @@ class _Fill:
             await self._close(GapStep.UNFILLABLE, f"the server keeps {what}")
         elif clipped:
             await self._close(GapStep.UNFILLABLE, "older than history_fill")
+        elif events := self._feed.events_concerned(self._gap):
+            await self._close(GapStep.UNFILLABLE, f"events are not asked from history, {events} tags; all values are filled")
         else:
             await self._close(GapStep.FILLED, "from the server's history")
 

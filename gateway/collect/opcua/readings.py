@@ -13,6 +13,7 @@ import numpy as np
 
 from buffer.types import BAD_NO_DATA, Columns, Flag, Kind
 from gateway.collect.clock import NO_TIME, Stamped, stamp
+from gateway.collect.opcua.events import is_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ class TagStates:
         self.tags = tuple(sorted(tags, key=lambda tag: tag.number))
         n = len(self.tags)
         self.numbers = np.fromiter((tag.number for tag in self.tags), np.uint32, n)
+        self.events = np.fromiter((is_event(tag) for tag in self.tags), np.bool_, n)  # each stands for itself: none is a value now
         self.heartbeat_ns = np.fromiter((tag.heartbeat_ns for tag in self.tags), np.int64, n)
         self._scale = np.fromiter((tag.scale for tag in self.tags), np.float64, n)
         self._offset = np.fromiter((tag.offset for tag in self.tags), np.float64, n)
@@ -58,7 +60,7 @@ class TagStates:
         self._quality = np.zeros(n, np.uint32)
         self._source = np.zeros(n, np.int64)
         self.written_ns = np.zeros(n, np.int64)  # gateway time of the newest reading, repeated ones included
-        self._awaited = np.ones(n, np.bool_)  # the next value may be one we have
+        self._awaited = ~self.events  # the next value may be one we have
         self._initial = np.zeros(n, np.bool_)  # the next value is the first of a new item
         for row, tag in enumerate(self.tags):
             if tag.number in last:
@@ -81,6 +83,7 @@ class TagStates:
     def await_first(self, numbers: Sequence[int]) -> None:
         """New items were made: their next value is a first value."""
         rows = self.rows(np.asarray(numbers, np.uint32))[0]
+        rows = rows[~self.events[rows]]
         self._awaited[rows] = self._initial[rows] = True
 
     def await_same(self, numbers: Sequence[int]) -> None:
@@ -173,7 +176,7 @@ class TagStates:
 
     def repeat(self, which: NDArray[np.bool_], now_ns: int, trusted: bool) -> Columns:
         """Return the newest reading of each chosen tag again: ts = now, its source time kept, REPEATED."""
-        rows = np.flatnonzero(which & self.has)
+        rows = np.flatnonzero(which & self.has & ~self.events)
         kind, values = self._kind[rows], self._value[rows].copy()
         texts: list[str] = []
         for at in np.flatnonzero((kind == Kind.TEXT) | (kind == Kind.BYTES)):
@@ -186,7 +189,7 @@ class TagStates:
 
     def due(self, now_ns: int) -> NDArray[np.bool_]:
         """Say whose heartbeat is due."""
-        return (self.heartbeat_ns > 0) & self.has & ~self.marked & (now_ns - self.written_ns >= self.heartbeat_ns)
+        return (self.heartbeat_ns > 0) & self.has & ~self.events & ~self.marked & (now_ns - self.written_ns >= self.heartbeat_ns)
 
     def mark(self, quality: int, ts_ns: int) -> Columns:
         """Return one marker per tag that has a value and no marker yet: no value, this quality."""

@@ -22,6 +22,7 @@ from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua import answers
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.decode import join_items
+from gateway.collect.opcua.events import CONDITION
 from gateway.collect.opcua.guarded import Encoded, GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
 from gateway.errors import PlantError, TrustError
 
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gateway.collect.opcua.decode import Items
+    from gateway.collect.opcua.events import Field
     from gateway.collect.opcua.throttle import Throttle
     from gateway.settings import OpcuaSource
 
 LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_0000})  # UserAccessDenied, IdentityToken*, UserSignature
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
 HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
-VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
+EVENT_NOTIFIER, VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 12, 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
 _LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
 _FACTS: Final = (2255, 2257, 2258)  # NamespaceArray, StartTime, CurrentTime
@@ -82,6 +84,8 @@ class Wish:
     sampling_ms: float
     queue: int
     deadband: float
+    events: tuple[Field, ...] = ()  # what to tell of each event; empty: the node's value
+    conditions: bool = False  # of conditions only
 
 
 def node_id(text: str) -> Any:
@@ -338,9 +342,24 @@ def _item(wish: Wish) -> Any:
     item.MonitoringMode = ua.MonitoringMode.Reporting
     asked = item.RequestedParameters
     asked.ClientHandle, asked.SamplingInterval, asked.QueueSize, asked.DiscardOldest = wish.handle, wish.sampling_ms, wish.queue, True
-    if wish.deadband > 0:
+    if wish.events:
+        item.ItemToMonitor.AttributeId = EVENT_NOTIFIER
+        asked.Filter = _event_filter(wish)
+    elif wish.deadband > 0:
         asked.Filter = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, int(ua.DeadbandType.Absolute), wish.deadband)
     return item
+
+
+def _event_filter(wish: Wish) -> Any:
+    clauses = [
+        ua.SimpleAttributeOperand(node_id(one.type), [ua.QualifiedName(name, 0) for name in one.path], AttributeId=ua.AttributeIds.Value)
+        for one in wish.events
+    ]
+    where = ua.ContentFilter()
+    if wish.conditions:
+        operand = ua.LiteralOperand(ua.Variant(node_id(CONDITION), ua.VariantType.NodeId))
+        where.Elements = [ua.ContentFilterElement(ua.FilterOperator.OfType, [operand])]
+    return ua.EventFilter(clauses, where)
 
 
 def _token_type(client: GuardedClient) -> Any:

@@ -3,7 +3,7 @@
 // Beside them one variable of every type, set once. log: a file that gets "<tick> <ms>" for every value the tags ever held, before they hold it.
 const opcua = require("node-opcua");
 const { OPCUAServer, Variant, DataType, StatusCodes, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager, VariantArrayType } = opcua;
-const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0, slow_from: 1e9, log: "" }, JSON.parse(process.argv[2]));
+const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0, slow_from: 1e9, log: "", events_ms: 0 }, JSON.parse(process.argv[2]));
 
 (async () => {
   const options = {
@@ -36,6 +36,24 @@ const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max
   add("Row", "Int32", new Variant({ dataType: DataType.Int32, arrayType: VariantArrayType.Array, value: [1, 2, 3] }), { valueRank: 1 });
   add("Setpoint", "Float", new Variant({ dataType: DataType.Float, value: 1.5 }));
   add("ReadOnly", "Float", new Variant({ dataType: DataType.Float, value: 2.5 }), { accessLevel: "CurrentRead", userAccessLevel: "CurrentRead" });
+  if (set.events_ms) {
+    const eventType = own.addEventType({ browseName: "PressEventType", subtypeOf: "BaseEventType" });
+    space.installAlarmsAndConditionsService();
+    const machine = own.addObject({ organizedBy: space.rootFolder.objects, browseName: "Machine", eventSourceOf: space.rootFolder.objects.server, eventNotifier: 1 });
+    const level = own.addVariable({ componentOf: machine, browseName: "Level", nodeId: "s=Level", dataType: "Double", value: new Variant({ dataType: DataType.Double, value: 0 }) });
+    own.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", { browseName: "LevelHigh", conditionName: "LevelHigh", componentOf: machine, conditionSource: level,
+      inputNode: level, highHighLimit: 100, highLimit: 50, lowLimit: -50, lowLowLimit: -100, optionals: ["ConfirmedState", "Confirm"] });
+    let high = false;
+    setInterval(() => { high = !high; level.setValueFromSource({ dataType: DataType.Double, value: high ? 75 : 0 }); }, 5 * set.events_ms);
+    let n = 0;
+    setInterval(() => {
+      n += 1;
+      server.engine.addressSpace.rootFolder.objects.server.raiseEvent(eventType, {
+        message: { dataType: DataType.LocalizedText, value: { text: "Störung " + n } }, severity: { dataType: DataType.UInt16, value: 500 + n % 500 },
+        sourceName: { dataType: DataType.String, value: "Press7" },
+      });
+    }, set.events_ms);
+  }
   const seen = new Set();
   server.on("request", (request) => {
     const name = request.constructor.name;

@@ -101,6 +101,8 @@ class TagStates:
     def take(self, items: Items, now_ns: int, since_ns: int, trusted: bool, clock: Clock) -> Taken:
         """Return the readings of one message, in its order; first values that the ring has already are left out."""
         rows, ours = self.rows(items.handle)
+        if self.events.any():  # some servers report the attribute EventNotifier itself beside the events: no event, no reading
+            rows, ours = self._without_strays(rows, ours, items)
         kind, values, quality = items.kind[ours], items.values[ours], items.quality[ours]
         said, flags = items.source_ns[ours], items.flags[ours]
         self._convert(rows, kind, values, quality)
@@ -124,6 +126,12 @@ class TagStates:
             self.numbers[rows], stamped.ts_ns, kind, values, quality, stamped.flags | flags, stamped.ts_source_ns, items.texts if len(rows) else ()
         )
         return Taken(columns, stamped, retyped, int(known.sum()))
+
+    def _without_strays(self, rows: NDArray[np.int64], ours: NDArray[np.bool_], items: Items) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        good = ~self.events[rows] | (items.kind[ours] == Kind.TEXT)
+        kept = ours.copy()
+        kept[np.flatnonzero(ours)[~good]] = False
+        return rows[good], kept
 
     def _convert(self, rows: NDArray[np.int64], kind: NDArray[np.uint8], values: NDArray[np.uint64], quality: NDArray[np.uint32]) -> None:
         """Apply bad_raw, then scale and offset, in place."""

@@ -41,7 +41,7 @@ const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max
     space.installAlarmsAndConditionsService();
     const machine = own.addObject({ organizedBy: space.rootFolder.objects, browseName: "Machine", eventSourceOf: space.rootFolder.objects.server, eventNotifier: 1 });
     const level = own.addVariable({ componentOf: machine, browseName: "Level", nodeId: "s=Level", dataType: "Double", value: new Variant({ dataType: DataType.Double, value: 0 }) });
-    own.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", { browseName: "LevelHigh", conditionName: "LevelHigh", componentOf: machine, conditionSource: level,
+    own.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", { browseName: "LevelHigh", conditionName: "LevelHigh", componentOf: machine, conditionSource: machine,
       inputNode: level, highHighLimit: 100, highLimit: 50, lowLimit: -50, lowLowLimit: -100, optionals: ["ConfirmedState", "Confirm"] });
     let high = false;
     setInterval(() => { high = !high; level.setValueFromSource({ dataType: DataType.Double, value: high ? 75 : 0 }); }, 5 * set.events_ms);

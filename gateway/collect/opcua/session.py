@@ -22,22 +22,22 @@ from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua import answers
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.decode import join_items
-from gateway.collect.opcua.events import CONDITION
 from gateway.collect.opcua.guarded import Encoded, GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
+from gateway.collect.opcua.items import make_item, node_id
 from gateway.errors import PlantError, TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gateway.collect.opcua.decode import Items
-    from gateway.collect.opcua.events import Field
+    from gateway.collect.opcua.items import Wish
     from gateway.collect.opcua.throttle import Throttle
     from gateway.settings import OpcuaSource
 
 LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_0000})  # UserAccessDenied, IdentityToken*, UserSignature
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
 HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
-EVENT_NOTIFIER, VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 12, 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
+VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
 _LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
 _FACTS: Final = (2255, 2257, 2258)  # NamespaceArray, StartTime, CurrentTime
@@ -73,25 +73,6 @@ class Facts:
     start_us: int
     skew_ns: int | None
     limits: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """One monitored item as asked for. deadband: absolute, raw units; 0: every change."""
-
-    handle: int
-    node: str
-    sampling_ms: float
-    queue: int
-    deadband: float
-    events: tuple[Field, ...] = ()  # what to tell of each event; empty: the node's value
-    conditions: bool = False  # of conditions only
-
-
-def node_id(text: str) -> Any:
-    """Return asyncua's NodeId; raise PlantError if no such text can be one."""
-    with plant(f"node {text!r}"):
-        return ua.NodeId.from_string(text)
 
 
 class Session:
@@ -239,7 +220,7 @@ class Session:
             request = ua.CreateMonitoredItemsRequest()
             request.Parameters.SubscriptionId = subscription
             request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
-            request.Parameters.ItemsToCreate = [_item(wish) for wish in chunk]
+            request.Parameters.ItemsToCreate = [make_item(wish) for wish in chunk]
             got = answers.parse_created_items(await self._call(request, "CreateMonitoredItems"))
             if len(got) != len(chunk):
                 raise CorruptError(f"{self.url}: {len(chunk)} items asked for, {len(got)} answered")
@@ -334,32 +315,6 @@ def _chunks(things: Sequence[Any], size: int) -> list[Any]:
 
 def _moment(ns: int) -> datetime:
     return datetime.fromtimestamp(0 if ns == NO_TIME else ns // 10**9, UTC).replace(microsecond=ns % 10**9 // 1000)
-
-
-def _item(wish: Wish) -> Any:
-    item = ua.MonitoredItemCreateRequest()
-    item.ItemToMonitor = ua.ReadValueId(NodeId=node_id(wish.node), AttributeId=VALUE)
-    item.MonitoringMode = ua.MonitoringMode.Reporting
-    asked = item.RequestedParameters
-    asked.ClientHandle, asked.SamplingInterval, asked.QueueSize, asked.DiscardOldest = wish.handle, wish.sampling_ms, wish.queue, True
-    if wish.events:
-        item.ItemToMonitor.AttributeId = EVENT_NOTIFIER
-        asked.Filter = _event_filter(wish)
-    elif wish.deadband > 0:
-        asked.Filter = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, int(ua.DeadbandType.Absolute), wish.deadband)
-    return item
-
-
-def _event_filter(wish: Wish) -> Any:
-    clauses = [
-        ua.SimpleAttributeOperand(node_id(one.type), [ua.QualifiedName(name, 0) for name in one.path], AttributeId=ua.AttributeIds.Value)
-        for one in wish.events
-    ]
-    where = ua.ContentFilter()
-    if wish.conditions:
-        operand = ua.LiteralOperand(ua.Variant(node_id(CONDITION), ua.VariantType.NodeId))
-        where.Elements = [ua.ContentFilterElement(ua.FilterOperator.OfType, [operand])]
-    return ua.EventFilter(clauses, where)
 
 
 def _token_type(client: GuardedClient) -> Any:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from gateway.collect.opcua import events
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.events import is_event
-from gateway.collect.opcua.session import DATA_TYPE, Wish
+from gateway.collect.opcua.items import Wish
+from gateway.collect.opcua.session import DATA_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -106,18 +106,21 @@ class TagStates:
         kind, values, quality = items.kind[ours], items.values[ours], items.quality[ours]
         said, flags = items.source_ns[ours], items.flags[ours]
         self._convert(rows, kind, values, quality)
-        first = np.zeros(len(rows), np.bool_)
-        first[np.unique(rows, return_index=True)[1]] = True
-        initial = first & self._initial[rows]
-        same = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
-        back = same & self.marked[rows]  # the reading before the marker again: stored, but no second time at its own time
-        known = same & ~back
-        self._awaited[rows] = self._initial[rows] = False
-        keep = ~known
-        back = back[keep]
-        rows, kind, values, quality, said, flags = rows[keep], kind[keep], values[keep], quality[keep], said[keep], flags[keep]
+        none = np.zeros(len(rows), np.bool_)
+        initial = back = known = none
+        if (self._awaited[rows] | self._initial[rows]).any():  # after a start or a new item; hardly ever else
+            first = none.copy()
+            first[np.unique(rows, return_index=True)[1]] = True
+            same = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
+            back = same & self.marked[rows]  # the reading before the marker again: stored, but no second time at its own time
+            known = same & ~back
+            initial = first & self._initial[rows]
+            self._awaited[rows] = self._initial[rows] = False
+            keep = ~known
+            rows, kind, values, quality, said, flags = rows[keep], kind[keep], values[keep], quality[keep], said[keep], flags[keep]
+            initial, back = initial[keep], back[keep]
         retyped = self._retyped(rows, kind)
-        stamped = stamp(said, initial[keep], now_ns, since_ns, trusted, clock)
+        stamped = stamp(said, initial, now_ns, since_ns, trusted, clock)
         if back.any():
             stamped = again(stamped, back, now_ns)
         source = stamped.ts_ns if stamped.ts_source_ns is None else stamped.ts_source_ns

@@ -7,7 +7,7 @@ Specification. 32 bytes SHA-256 of the rest, then deterministic CBOR:
 
     [1, generation, seq, next block, {source: position}, rows, {tag: text}, gaps, {tag table SHA-256: [generation, end seq]},
      {generation: end seq}]
-    gaps = [[gap id, source, from ns, progress, rows, {tag: text}, {tag: ts ns of the first live reading after it}]...]
+    gaps = [[gap id, source, from ns, progress, rows, {tag: text}, {tag: ns of the first live reading after it}]...]
 
 seq and next block: everything committed before them is in it. A tag table stands with the last place that names it;
 a generation with where it ended (at most GENERATIONS_MAX, the newest).
@@ -93,7 +93,7 @@ class Gap:
     from_ns: int
     progress: bytes
     last: Mapping[int, Reading]  # tag number -> newest live reading before the gap
-    first_live_ns: Mapping[int, int]  # tag number -> ts of the first live reading after it
+    first_live_ns: Mapping[int, int]  # tag number -> time of the first live reading after it, as the source said it
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,9 @@ class LastState:
         self._rows[new["tag"]] = new
 
     def _first_live(self, columns: Columns, real: NDArray[np.int64]) -> None:
-        tag, ts = columns.tag[real], columns.ts_ns[real]
+        # the source's time, as its history tells it: ts may be the gateway's, and a value that is only repeated came into being before
+        ts = (columns.ts_ns if columns.ts_source_ns is None else columns.ts_source_ns)[real]
+        tag = columns.tag[real]
         for gap in self.gaps.values():
             gap.first_live = _grown(gap.first_live, len(self._source_of), _NOT_YET)
             known = tag < min(len(self._source_of), len(gap.first_live))

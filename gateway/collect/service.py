@@ -22,6 +22,7 @@ from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publi
 from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
 from gateway.collect import footprint
+from gateway.collect.absence import markers_after
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.crew import STOP_SECONDS_MAX, Crew
@@ -274,11 +275,21 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:
         for payload in [*(old for _, old in before_keys if old), *([statement.read_bytes()] if statement.exists() else [])]:
             ring.add_object(ObjectType.KEY_STATEMENT, payload)
         ring.use_table(encode_table(tables.table))
+        _mark_absence(ring, tables, newest)
         ring.commit(now)
     except BaseException:
         ring.close()
         raise
     return _Opened(ring, tables, before, clock, root)
+
+
+def _mark_absence(ring: Ring, tables: Tables, committed_ns: int) -> None:
+    """Append the markers that a killed collector could not write, of the sources that are still read."""
+    for source in tables.sources:
+        number = tables.table.source_number(source.name)
+        columns = markers_after(ring.known(number).last, committed_ns)
+        if len(columns):
+            ring.append(columns, number)
 
 
 def _verifier(settings: GatewaySettings, signer: KeySigner, root: Path) -> KeyRing:

@@ -69,7 +69,8 @@ class Writer:
         self._lock = asyncio.Lock()  # whoever holds it may call the ring
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
-        self._room = asyncio.Condition()
+        self._turn = asyncio.Lock()  # first come, first served
+        self._room = asyncio.Event()
         self._notices: list[Columns] = []
         self.status = WriterStatus()
 
@@ -77,8 +78,10 @@ class Writer:
 
     async def commit(self, batch: Batch) -> None:
         """Return when the batch is durable. Waits before queueing while too much is pending."""
-        async with self._room:
-            await self._room.wait_for(lambda: self.status.pending < PENDING_READINGS_MAX)
+        async with self._turn:  # in the order of the calls: a source's position must never go back
+            while self.status.pending >= PENDING_READINGS_MAX:
+                self._room.clear()
+                await self._room.wait()
             self.status.pending += len(batch.columns)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(batch, done))
@@ -137,9 +140,8 @@ class Writer:
             self.status.readings += len(one.batch.columns)
             if not one.done.done():
                 one.done.set_result(None)
-        async with self._room:
-            self.status.pending -= sum(len(one.batch.columns) for one in taken)
-            self._room.notify_all()
+        self.status.pending -= sum(len(one.batch.columns) for one in taken)
+        self._room.set()
 
     async def exclusively(self, action: Callable[[], Result]) -> Result:
         """Run `action` in a thread while nobody else touches the ring (adopting a segment, scrubbing, a new tag table)."""

@@ -117,6 +117,10 @@ async def test_refused_through_every_door(wire: tuple[GuardedClient, Socket], ki
     for send in (protocol.send_request, client.uaclient._send_request, client.uaclient.session._send_request):
         with pytest.raises(WriteRefused):
             await send(kind())
+    encoded = guarded.Encoded(kind().TypeId, struct_to_binary(kind().Parameters) if hasattr(kind(), "Parameters") else b"")
+    for refused in (lambda: protocol._send_request(encoded), lambda: protocol._send_encoded(encoded, 1, ua.MessageType.SecureMessage)):
+        with pytest.raises(WriteRefused):
+            refused()
     with pytest.raises(WriteRefused):
         super(GuardedProtocol, protocol)._send_request(kind())  # around layer 1
     with pytest.raises(WriteRefused):

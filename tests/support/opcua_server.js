@@ -1,8 +1,9 @@
 // A node-opcua server for tests of the OPC UA source. One JSON argument; prints "READY", and "SERVICE <name>" for each kind of request seen.
-// tags: Doubles ns=1;s=Tag00000.. that all count up by one every period_ms (value = tick). kinds: one tag of every type, set once.
+// tags: Doubles ns=1;s=Tag00000.. that all count up by one every period_ms (value = tick); those from slow_from on only every fifth tick.
+// Beside them one variable of every type, set once. log: a file that gets "<tick> <ms>" for every value the tags ever held, before they hold it.
 const opcua = require("node-opcua");
 const { OPCUAServer, Variant, DataType, StatusCodes, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager, VariantArrayType } = opcua;
-const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0 }, JSON.parse(process.argv[2]));
+const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0, slow_from: 1e9, log: "", events_ms: 0 }, JSON.parse(process.argv[2]));
 
 (async () => {
   const options = {
@@ -35,6 +36,24 @@ const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max
   add("Row", "Int32", new Variant({ dataType: DataType.Int32, arrayType: VariantArrayType.Array, value: [1, 2, 3] }), { valueRank: 1 });
   add("Setpoint", "Float", new Variant({ dataType: DataType.Float, value: 1.5 }));
   add("ReadOnly", "Float", new Variant({ dataType: DataType.Float, value: 2.5 }), { accessLevel: "CurrentRead", userAccessLevel: "CurrentRead" });
+  if (set.events_ms) {
+    const eventType = own.addEventType({ browseName: "PressEventType", subtypeOf: "BaseEventType" });
+    space.installAlarmsAndConditionsService();
+    const machine = own.addObject({ organizedBy: space.rootFolder.objects, browseName: "Machine", eventSourceOf: space.rootFolder.objects.server, eventNotifier: 1 });
+    const level = own.addVariable({ componentOf: machine, browseName: "Level", nodeId: "s=Level", dataType: "Double", value: new Variant({ dataType: DataType.Double, value: 0 }) });
+    own.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", { browseName: "LevelHigh", conditionName: "LevelHigh", componentOf: machine, conditionSource: machine,
+      inputNode: level, highHighLimit: 100, highLimit: 50, lowLimit: -50, lowLowLimit: -100, optionals: ["ConfirmedState", "Confirm"] });
+    let high = false;
+    setInterval(() => { high = !high; level.setValueFromSource({ dataType: DataType.Double, value: high ? 75 : 0 }); }, 5 * set.events_ms);
+    let n = 0;
+    setInterval(() => {
+      n += 1;
+      server.engine.addressSpace.rootFolder.objects.server.raiseEvent(eventType, {
+        message: { dataType: DataType.LocalizedText, value: { text: "Störung " + n } }, severity: { dataType: DataType.UInt16, value: 500 + n % 500 },
+        sourceName: { dataType: DataType.String, value: "Press7" },
+      });
+    }, set.events_ms);
+  }
   const seen = new Set();
   server.on("request", (request) => {
     const name = request.constructor.name;
@@ -45,7 +64,9 @@ const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max
   setInterval(() => {
     tick += 1;
     const now = new Date();
-    for (const tag of tags) tag.setValueFromSource({ dataType: DataType.Double, value: tick }, StatusCodes.Good, now);
+    if (set.log) require("fs").appendFileSync(set.log, tick + " " + now.getTime() + "\n");
+    const most = tick % 5 ? Math.min(set.slow_from, tags.length) : tags.length;
+    for (let i = 0; i < most; i++) tags[i].setValueFromSource({ dataType: DataType.Double, value: tick }, StatusCodes.Good, now);
   }, set.period_ms);
   process.on("SIGTERM", () => process.exit(0));
   setTimeout(() => process.exit(0), 600 * 1000);

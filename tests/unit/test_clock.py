@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,3 +130,47 @@ def test_steps_of_a_trusted_clock_are_reported_once() -> None:
     assert back is not None
     assert back.event == "untrusted"
     assert clock.now(2 * SECOND, 5 * SECOND) == NOW + 3605 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("what", "offset_s"),
+    [
+        ("factory date 2012", -(NOW // SECOND - 1_325_376_000)),
+        ("1970", -(NOW // SECOND)),
+        ("local time, ahead", 2 * 3600),
+        ("local time, behind", -5 * 3600),
+        ("far future", 50 * 365 * 86_400),
+    ],
+)
+def test_a_source_whose_clock_is_set_wrong_shows_now_and_keeps_what_it_said(what: str, offset_s: int) -> None:
+    said = np.array([NOW + offset_s * SECOND, NOW + offset_s * SECOND + 1000])
+    got = stamp(said, False, NOW, NOW - SECOND, True, Clock())
+    assert got.ts_ns.tolist() == [NOW, NOW], what
+    assert got.ts_source_ns is not None
+    assert got.ts_source_ns.tolist() == said.tolist()
+    assert set(got.flags.tolist()) == {Flag.TIME_SUBSTITUTED}
+    assert got.substituted == 2
+    assert abs(got.offset_ns - offset_s * SECOND) < SECOND
+
+
+def test_a_source_clock_that_steps_back_is_one_episode_and_right_again_afterwards() -> None:
+    watch, seen = SkewWatch(), []
+    for second in range(200):
+        offset = -3600 * SECOND if 50 <= second < 100 else 0
+        now = NOW + second * SECOND
+        seen.append(watch.update(stamp(np.array([now + offset]), False, now, now - SECOND, True, Clock()), now))
+    episodes = [one for one in seen if one]
+    assert [one.began for one in episodes] == [True, False]
+    assert episodes[1].readings == 50
+
+
+def test_a_gateway_clock_that_steps_back_behind_the_release_is_not_believed_until_it_is_right() -> None:
+    clock = GatewayClock(NOW, 0, NOW - SECOND, 0)
+    assert clock.trusted
+    event = clock.observe(1_325_376_000 * SECOND, 10 * SECOND, synchronised=False)
+    assert event is not None
+    assert (event.event, clock.trusted) == ("untrusted", False)
+    assert clock.now(1_325_376_000 * SECOND, 20 * SECOND) == NOW + 20 * SECOND, "time goes on from what was known"
+    event = clock.observe(NOW + 30 * SECOND, 30 * SECOND, synchronised=False)
+    assert event is not None
+    assert (event.event, clock.trusted) == ("trusted", True)

@@ -1,4 +1,4 @@
-"""Decoded items -> readings, and what a gap in them is owed from history. Pure parts of the OPC UA source."""
+"""Decoded items -> readings, and readings -> batches. Pure parts of the OPC UA source."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 
 from buffer.types import BAD_NO_COMMUNICATION, BAD_NO_DATA, Flag, Kind
-from gateway.collect.clock import NO_TIME
-from gateway.collect.opcua.answers import History
 from gateway.collect.opcua.committer import WAITING_MESSAGES_MAX, Committer
 from gateway.collect.opcua.decode import Items
-from gateway.collect.opcua.fill import Debt, debts_of, harvest, remaining
 from gateway.collect.opcua.readings import TagStates
-from gateway.collect.source import Batch, Gap, Reading
+from gateway.collect.source import Batch, Reading
 from gateway.settings import SECOND, Clock, TagRow
 from tests.support.sinks import MemorySink, rows_of
 
@@ -95,7 +92,10 @@ def test_several_values_in_one_message_only_the_first_may_repeat() -> None:
 def test_where_a_marker_stands_the_same_value_comes_back() -> None:
     states = TagStates([tag(17)], {17: known(1.0, NOW, int(Flag.MARKER))})
     states.await_first([17])
-    assert take(states, doubles((17, 1.0, NOW))) == [(17, 1.0, Flag.INITIAL)]
+    columns = states.take(doubles((17, 1.0, NOW)), NOW + 5, NOW - SECOND, True, CLOCK).columns
+    (row,) = rows_of(columns)
+    assert (row.value, row.ts_ns, row.ts_source_ns, row.flags) == (1.0, NOW + 5, NOW, Flag.INITIAL | Flag.REPEATED), "never twice at its own time"
+    assert not states.marked.any()
 
 
 def test_markers_once_per_tag_that_shows_a_value_and_repeat_brings_it_back() -> None:
@@ -161,67 +161,3 @@ async def test_fewer_requests_as_commits_pile_up_and_done_only_when_durable() ->
 
 
 # ---- what history owes ----
-
-
-class Plain:
-    """Stands in for the feed where only tag states are asked."""
-
-    def __init__(self) -> None:
-        self.states = TagStates([tag(17), tag(18)], {})
-
-
-def history(*times: int, more: bool = False, status: int = 0) -> History:
-    return History(status, b"point" if more else b"", doubles(*((0, float(t), t) for t in times)))
-
-
-def gap(last: dict[int, int], first: dict[int, int]) -> Gap:
-    return Gap(1, 0, b"", {n: known(1.0, ts) for n, ts in last.items()}, first)
-
-
-def test_debts_lie_strictly_between_and_within_the_window() -> None:
-    nodes = {17: "a", 18: "b", 19: "c"}
-    debts, clipped = debts_of(gap({17: 100, 18: 100, 20: 1}, {17: 200, 18: 101, 20: 50}), nodes, 1000)
-    assert (debts, clipped) == ([Debt(17, "a", 100, 200)], False), "nothing fits between 100 and 101; tag 20 has no node"
-    debts, clipped = debts_of(gap({17: 100}, {17: 200}), nodes, 30)
-    assert (debts, clipped) == ([Debt(17, "a", 170, 200)], True)
-
-
-def test_both_ends_are_left_out() -> None:
-    got = harvest(Plain(), [Debt(17, "a", 100, 200)], [history(100, 101, 199, 200)], NO_TIME)  # type: ignore[arg-type]
-    assert (got.columns.ts_ns.tolist(), got.cursor_ns) == ([101, 199], None)
-
-
-def test_a_node_with_more_to_come_holds_back_the_others_and_nothing_comes_twice() -> None:
-    chunk = [Debt(17, "a", 100, 200), Debt(18, "b", 100, 200)]
-    first = harvest(Plain(), chunk, [history(110, 120, 130, more=True), history(105, 150)], NO_TIME)  # type: ignore[arg-type]
-    assert (first.columns.ts_ns.tolist(), first.cursor_ns) == ([110, 120, 105], 130)
-    second = harvest(Plain(), chunk, [history(130, 140), history(150)], 130)  # type: ignore[arg-type]
-    assert (second.columns.ts_ns.tolist(), second.cursor_ns) == ([130, 140, 150], None)
-
-
-def test_a_server_stuck_at_one_instant_does_not_hold_us_for_ever() -> None:
-    chunk = [Debt(17, "a", 100, 200)]
-    cursor = 150
-    for _ in range(60):
-        got = harvest(Plain(), chunk, [history(150, 150, 150, more=True)], cursor)  # type: ignore[arg-type]
-        assert got.cursor_ns is not None
-        assert got.cursor_ns > cursor
-        cursor = got.cursor_ns
-
-
-def test_bad_status_counts_as_not_served_and_no_data_as_served() -> None:
-    chunk = [Debt(17, "a", 100, 200), Debt(18, "b", 100, 200)]
-    got = harvest(Plain(), chunk, [history(status=0x80720000), history(status=0x809B0000)], NO_TIME)  # type: ignore[arg-type]
-    assert (got.unserved, len(got.columns), got.cursor_ns) == (1, 0, None)
-
-
-def test_a_fill_goes_on_where_it_was_killed() -> None:
-    debts = [Debt(n, str(n), 0, 100) for n in range(1, 8)]
-    chunks, unserved = remaining(debts, b"", 3)
-    assert ([[d.number for d in c] for c, _ in chunks], unserved) == ([[1, 2, 3], [4, 5, 6], [7]], 0)
-    from gateway.collect.opcua.fill import _PROGRESS
-
-    chunks, unserved = remaining(debts, _PROGRESS.pack(4, 6, 50, 2), 3)
-    assert ([([d.number for d in c], at) for c, at in chunks], unserved) == ([([4, 5, 6], 50), ([7], NO_TIME)], 2)
-    chunks, _ = remaining(debts, _PROGRESS.pack(4, 6, 100, 0), 3)
-    assert [[d.number for d in c] for c, _ in chunks] == [[7]], "a chunk that is complete is not asked again"

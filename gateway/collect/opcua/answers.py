@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from buffer.errors import CorruptError
-from gateway.collect.opcua.decode import Items, decode_items, join_items, ticks_to_ns
+from gateway.collect.opcua.decode import Items, blank_items, decode_items, join_items, ticks_to_ns
+from gateway.collect.opcua.events import count_events, decode_events
 from gateway.collect.opcua.reader import F64, I32, I64, Reader
 from gateway.collect.opcua.variant import read_diagnostics, read_localized, read_node_id
 from gateway.errors import PlantError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 PUBLISH_RESPONSE, REPUBLISH_RESPONSE, READ_RESPONSE, HISTORY_READ_RESPONSE, SERVICE_FAULT = 829, 835, 634, 667, 397
 ITEMS_MAX: Final = 1_000_000  # in one message: a hundred times what is asked for (MaxNotificationsPerPublish)
 
-_DATA_CHANGE, _STATUS_CHANGE, _HISTORY_DATA = "i=811", "i=820", "i=658"
+_DATA_CHANGE, _STATUS_CHANGE, _EVENTS, _HISTORY_DATA = "i=811", "i=820", "i=916", "i=658"
 _BAD: Final = 0x8000_0000  # severity bit of a StatusCode (OPC 10000-4, 7.39)
 
 
@@ -41,6 +42,7 @@ class Message:
     status: int | None
     changes: tuple[tuple[int, int], ...]
     data: bytes
+    events: tuple[tuple[int, int], ...] = ()  # where each EventNotificationList lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +95,18 @@ def _message(reader: Reader) -> Message:
     sequence = reader.u32()
     published = ticks_to_ns(int(reader.number(I64)))
     changes: list[tuple[int, int]] = []
+    events: list[tuple[int, int]] = []
     status = None
     notifications = reader.count()
     for _ in range(notifications):
         kind, at, end = _skip_structure(reader)
         if kind == _DATA_CHANGE:
             changes.append((at, end))
+        elif kind == _EVENTS:
+            events.append((at, end))
         elif kind == _STATUS_CHANGE:
             status = Reader(reader.data, at, end).u32()
-    return Message(sequence, published, notifications == 0, status, tuple(changes), reader.data)
+    return Message(sequence, published, notifications == 0, status, tuple(changes), reader.data, tuple(events))
 
 
 def parse_publish(data: bytes) -> PublishAnswer:
@@ -126,6 +131,9 @@ def decode_message(message: Message, structure: Structure = None) -> Items:
         reader = Reader(message.data, at, end)
         count = _item_count(reader)
         parts.append(decode_items(message.data, reader.at, end, count, 4, structure)[0])
+    for at, end in message.events:
+        count = count_events(message.data, at, end)
+        parts.append(decode_events(message.data, at, end, blank_items(count)))
     return parts[0] if len(parts) == 1 else join_items(parts)
 
 

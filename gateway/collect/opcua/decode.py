@@ -112,8 +112,7 @@ def _make_shape(width: int, mask: int, encoding: int) -> _Shape | None:
     number = encoding if mask & _VALUE else 0
     wire, kind = _FIXED[number]
     fields = [("handle", "<u4")] if width else []
-    fields += [("mask", "u1")]
-    fields += [("encoding", "u1")] if mask & _VALUE else []
+    fields += [("head", "<u2" if mask & _VALUE else "u1")]  # mask, then encoding
     fields += [("value", wire)] if wire else []
     fields += [(name, form) for bit, name, form in _BEHIND_VALUE if mask & bit]
     dtype = np.dtype(fields)
@@ -133,7 +132,7 @@ class _Odd(NamedTuple):
 class _Found(NamedTuple):
     """Where the items of one message lie."""
 
-    runs: list[tuple[_Shape, int, int, int]]  # shape, row, offset, length
+    runs: list[tuple[_Shape, int, NDArray[Any]]]  # shape, first row, items as they lie
     singles: dict[int, tuple[_Shape, list[int], list[int]]]  # mask << 8 | encoding -> shape, rows, offsets
     odd: list[_Odd]
 
@@ -167,8 +166,9 @@ def decode_items(data: bytes, at: int, end: int, count: int, width: int, structu
             raise CorruptError("the message ends inside an item", offset=at)
         ahead = at + _RUN_MIN * size + width
         if row + _RUN_MIN < count and ahead + 1 < end and data[ahead] == mask and (not mask & _VALUE or data[ahead + 1] == encoding):
-            length = _run_length(data, at, min(count - row, (end - at) // size, _RUN_CHUNK), shape, key)
-            found.runs.append((shape, row, at, length))
+            run = _run(data, at, min(count - row, (end - at) // size, _RUN_CHUNK), shape, key)
+            length = len(run)
+            found.runs.append((shape, row, run))
         else:
             length = 1
             if key not in found.singles:
@@ -180,13 +180,13 @@ def decode_items(data: bytes, at: int, end: int, count: int, width: int, structu
     return _assemble(data, count, width, found), at
 
 
-def _run_length(data: bytes, at: int, most: int, shape: _Shape, key: int) -> int:
+def _run(data: bytes, at: int, most: int, shape: _Shape, key: int) -> NDArray[Any]:
+    """Return the items from `at` on that are of this shape, at most so many."""
     rows = np.frombuffer(data, shape.dtype, most, at)
-    other = rows["mask"] != key >> 8
-    if key >> 8 & _VALUE:
-        other |= rows["encoding"] != key & 0xFF
+    mask, encoding = key >> 8, key & 0xFF
+    other = rows["head"] != (mask | encoding << 8 if mask & _VALUE else mask)
     first = int(other.argmax())
-    return first if other[first] else most
+    return rows[:first] if other[first] else rows
 
 
 def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: Structure) -> tuple[_Odd, int]:
@@ -214,15 +214,26 @@ def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: S
     return _Odd(row, handle, value, quality, source_ns), reader.at
 
 
+class _Times(NamedTuple):
+    """Times of all items as they came: rows source and server; 100 ns ticks since 1601, 0 where there is none, and what is below."""
+
+    ticks: NDArray[np.int64]
+    tens: NDArray[np.uint16] | None  # of picoseconds; None where no item has any
+
+
 def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
-    items = _blank(count)
-    for shape, row, at, length in found.runs:
-        _store(items, slice(row, row + length), np.frombuffer(data, shape.dtype, length, at), shape, width)
+    items = blank_items(count)
+    shapes = [one[0] for one in found.runs] + [one[0] for one in found.singles.values()]
+    fine = any(name.endswith("_pico") for shape in shapes for name in shape.dtype.names or ())
+    times = _Times(np.zeros((2, count), np.int64), np.zeros((2, count), np.uint16) if fine else None)
+    for shape, row, run in found.runs:
+        _store(items, times, slice(row, row + len(run)), run, shape, width)
     whole = np.frombuffer(data, np.uint8)
     for shape, rows, offsets in found.singles.values():
         for first in range(0, len(rows), _GATHER_CHUNK):
             index = np.asarray(offsets[first : first + _GATHER_CHUNK])[:, None] + np.arange(shape.size)
-            _store(items, np.asarray(rows[first : first + _GATHER_CHUNK]), whole[index].view(shape.dtype)[:, 0], shape, width)
+            _store(items, times, np.asarray(rows[first : first + _GATHER_CHUNK]), whole[index].view(shape.dtype)[:, 0], shape, width)
+    _set_times(items, times)
     texts: list[str] = []
     for one in found.odd:
         kind, value, flags = one.value
@@ -239,7 +250,8 @@ def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
     return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts))
 
 
-def _blank(count: int) -> Items:
+def blank_items(count: int) -> Items:
+    """Return items to be written into: no value, Good, no time."""
     return Items(
         np.arange(count, dtype=np.uint32),
         np.empty(count, np.uint8),
@@ -251,7 +263,7 @@ def _blank(count: int) -> Items:
     )
 
 
-def _store(items: Items, at: slice | NDArray[np.int64], rows: NDArray[Any], shape: _Shape, width: int) -> None:
+def _store(items: Items, times: _Times, at: slice | NDArray[np.int64], rows: NDArray[Any], shape: _Shape, width: int) -> None:
     """Copy structured rows of one shape into the columns."""
     names = shape.dtype.names or ()
     if width:
@@ -261,19 +273,33 @@ def _store(items: Items, at: slice | NDArray[np.int64], rows: NDArray[Any], shap
         items.values[at] = _bits(rows["value"], shape)
     if "status" in names:
         items.quality[at] = rows["status"]
-    if "source" in names:
-        items.source_ns[at] = _times(rows, "source", names)
-    elif "server" in names:
-        items.source_ns[at] = _times(rows, "server", names)
-    if "source" in names and "server" in names:
-        lacking = np.flatnonzero(items.source_ns[at] == NO_TIME)
-        if len(lacking):
-            place = np.arange(at.start, at.stop)[lacking] if isinstance(at, slice) else at[lacking]
-            items.source_ns[place] = _times(rows[lacking], "server", names)
+    for place, name in enumerate(("source", "server")):
+        if name in names:
+            times.ticks[place, at] = rows[name]
+        if times.tens is not None and f"{name}_pico" in names:
+            times.tens[place, at] = rows[f"{name}_pico"]
+
+
+def _set_times(items: Items, times: _Times) -> None:
+    """Set the source's time of each item, else the server's."""
+    source, server = times.ticks
+    ns = items.source_ns
+    np.multiply(source - TICKS_1970, 100, out=ns)
+    if times.tens is not None:
+        ns += np.minimum(times.tens[0], 9999).astype(np.int64) // 100
+    bad = (source <= _TICKS_MIN) | (source >= _TICKS_MAX)
+    if not bad.any():
+        return
+    ns[bad] = (server[bad] - TICKS_1970) * 100
+    if times.tens is not None:
+        ns[bad] += np.minimum(times.tens[1][bad], 9999).astype(np.int64) // 100
+    ns[bad & ((server <= _TICKS_MIN) | (server >= _TICKS_MAX))] = NO_TIME
 
 
 def _bits(values: NDArray[Any], shape: _Shape) -> NDArray[np.uint64]:
     wide: NDArray[Any]
+    if values.dtype.itemsize == 8 and shape.number != _DATETIME:  # noqa: PLR2004 -- bytes: the bits as they are
+        return values.view(np.uint64)
     if shape.kind == Kind.DOUBLE:
         wide = values.astype(np.float64)
     elif shape.kind == Kind.BOOL:
@@ -285,15 +311,6 @@ def _bits(values: NDArray[Any], shape: _Shape) -> NDArray[np.uint64]:
     return wide.view(np.uint64)
 
 
-def _times(rows: NDArray[Any], name: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-    ticks = rows[name]
-    ns = (ticks - TICKS_1970) * 100
-    if f"{name}_pico" in names:
-        ns += np.minimum(rows[f"{name}_pico"], 9999).astype(np.int64) // 100
-    ns[(ticks <= _TICKS_MIN) | (ticks >= _TICKS_MAX)] = NO_TIME
-    return np.asarray(ns, np.int64)
-
-
 def ticks_to_ns(ticks: int) -> int:
     """Return ns since 1970 of 100 ns ticks since 1601; NO_TIME where 64 bits cannot hold it (0 and "max" mean "no time" anyway)."""
     return NO_TIME if ticks <= _TICKS_MIN or ticks >= _TICKS_MAX else (ticks - TICKS_1970) * 100
@@ -301,7 +318,7 @@ def ticks_to_ns(ticks: int) -> int:
 
 def join_items(parts: list[Items]) -> Items:
     if not parts:
-        return _blank(0)
+        return blank_items(0)
     values: list[NDArray[np.uint64]] = []
     texts: list[str] = []
     for part in parts:

@@ -18,6 +18,7 @@ from gateway.collect.opcua.tracker import Tracker, make_position
 from gateway.collect.source import Batch, GapChange, GapStep
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from gateway.collect.opcua.answers import Message
     from gateway.collect.opcua.decode import Items
     from gateway.collect.opcua.state import Subscription
-    from gateway.collect.source import Sink
+    from gateway.collect.source import Gap, Sink
     from gateway.runtime import Runtime
     from gateway.settings import OpcuaSource
 
+OVERFLOW_GAPS_MAX: Final = 8  # open at a time: a queue that always overflows is too short, and asking for its history makes it worse
 OVERFLOW_NOTICE_NS: Final = 60 * 10**9  # one notice a minute while a server's queues overflow
 SECOND: Final = 10**9
+_SEMANTICS_CHANGED: Final = np.uint32(0xC000)  # StructureChanged, SemanticsChanged (OPC 10000-4, 7.39)
 
 
 class Feed:
@@ -57,6 +60,10 @@ class Feed:
         self.settled = False  # every tag's present value is known: a gap has its first live readings
         self._overflows = 0
         self._overflow_told_ns = 0
+        self._concerned: dict[int, frozenset[int] | None] = {}  # gaps opened here, by from_ns: the tags they are about, None: all
+        self.fill_losses: dict[int, int] = {}  # gap id -> connections lost in a row while its history was asked for
+        self.program_ns = -(10**18)  # monotonic: when the server was last found to run another program
+        self.semantics_changed = False  # a status said so: types, units or the program may be others now
         self.alive_number = next((tag.number for tag in settings.tags if settings.alive and tag.id == settings.alive.tag), None)
         self.alive_changed_ns: int | None = None
         self.heard_ns = runtime.monotonic_ns()  # last answer of the server, whatever it said
@@ -94,6 +101,7 @@ class Feed:
         position = make_position(subscription.identity, subscription.id, number)
         try:
             columns = self._convert(decode_message(message, self.structure))
+            self._open_overflow(columns)
             good = True
         except CorruptError as error:
             self.notice(NoticeKind.GAP, event="message not readable", message=number, error=str(error))
@@ -126,6 +134,7 @@ class Feed:
         for number, (before, after) in taken.retyped.items():
             self.notice(NoticeKind.TAG, event="type changed", tag=self.tag_id(number), before=before.name, after=after.name)
         self._overflows += int(np.count_nonzero(taken.columns.flags & np.uint16(Flag.OVERFLOW)))
+        self.semantics_changed |= bool(np.any(taken.columns.quality & _SEMANTICS_CHANGED))
         if self._overflows and now - self._overflow_told_ns >= OVERFLOW_NOTICE_NS:
             self.notice(NoticeKind.GAP, event="queue overflow at the server", readings=self._overflows)
             self._overflows, self._overflow_told_ns = 0, now
@@ -146,8 +155,37 @@ class Feed:
         self.settled = False
         if not self.states.has.any() or any(not gap.first_live_ns for gap in self.sink.known(self.name).gaps):
             return
-        self.notice(NoticeKind.GAP, event="opened", since_ns=self._level_ns, reason=reason)
-        await self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=self._level_ns)))
+        await self._open(None, reason)
+
+    def _open_overflow(self, columns: Columns) -> None:
+        """Values that a server's full queue threw away lie before the flagged ones: a gap of those tags, if not too many are open."""
+        flagged = np.unique(columns.tag[(columns.flags & np.uint16(Flag.OVERFLOW)) != 0])
+        waiting = sum(concerned is not None for concerned in self._concerned.values())
+        if len(flagged) and self.states.has.any() and waiting < OVERFLOW_GAPS_MAX:
+            self._open(frozenset(flagged.tolist()), f"queue overflow at the server, {len(flagged)} tags")
+
+    def _open(self, concerned: frozenset[int] | None, reason: str) -> asyncio.Task[None]:
+        from_ns = self._level_ns
+        while from_ns in self._concerned:  # two gaps in a row without a level moment between them
+            from_ns += 1
+        self._concerned[from_ns] = concerned
+        self.notice(NoticeKind.GAP, event="opened", since_ns=from_ns, reason=reason)
+        return self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns)))
+
+    def concerned(self, gap: Gap) -> frozenset[int] | None:
+        """Return the tags a gap is about; None: all, or opened before this process began."""
+        return self._concerned.get(gap.from_ns)
+
+    def events_concerned(self, gap: Gap) -> int:
+        """Return of how many event tags a gap may hide something: their history is not asked for."""
+        concerned = self.concerned(gap)
+        numbers = self.states.numbers[self.states.events].tolist()
+        return sum(concerned is None or number in concerned for number in numbers)
+
+    def forget(self, gap: Gap) -> None:
+        """Note that a gap is closed."""
+        self._concerned.pop(gap.from_ns, None)
+        self.fill_losses.pop(gap.id, None)
 
     # ---- what nobody sent ----
 

@@ -1,106 +1,45 @@
 """History fill: what happened while we were away, asked from the server's own history, within `history_fill` and the load contract.
 
 The ring keeps the debt: a gap is open from before its first live reading until it is filled or unfillable, with each tag's last reading
-before it and the ts of its first live reading after it. Per tag the server is asked for what lies strictly between (its last source
-time, its first live ts). Tags are asked in chunks, in the order of their numbers; each answer is committed with its progress:
+before it and the time of its first live reading after it. Per tag the server is asked for what lies strictly between the two (gateway.
+collect.opcua.debt). Tags are asked in chunks, in the order of their numbers; each answer is committed with its progress, so that a kill
+costs one request. A request that is slow, fails or is refused as too large is cut in halves down to one tag; live readings go on beside.
 
-    progress (20 bytes) = first and last tag number of the chunk, ns up to which the chunk is complete, tags so far that the server has
-                          no history of; big-endian
-
-so that a kill costs one request. "Filled" is said only if the server served every tag over its whole range.
+"Filled" is said only if the server served every tag over its whole range, from a value at or before our last reading on. Everything else
+is unfillable, with the reason; what the server did have is in the ring all the same.
 """
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
-from buffer.types import concat, empty_columns
+from buffer.types import empty_columns
 from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.debt import REACH_NS, Chunk, Debt, debts_of, harvest, pack_progress, remaining
+from gateway.collect.opcua.events import is_event
 from gateway.collect.source import Batch, GapChange, GapStep
+from gateway.errors import PlantError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buffer.types import Columns
     from gateway.collect.opcua.answers import History
     from gateway.collect.opcua.feed import Feed
     from gateway.collect.opcua.session import Session
     from gateway.collect.source import Gap
 
 VALUES_MAX: Final = 1_000  # per node and answer: with ten nodes a block
+VALUES_MIN: Final = 50
+SLOW_S: Final = 1.0  # an answer that takes longer keeps the server from live readings: the next request asks for half
 LOOK_S: Final = 1.0  # between looks for an open gap
 FIRST_VALUES_S: Final = 30.0  # for the first values after a new subscription
-_PROGRESS: Final = struct.Struct(">IIqI")
-_BAD: Final = 31  # bit of a StatusCode that means Bad
-_NOTHING_THERE: Final = frozenset({0x809B_0000, 0x00A5_0000})  # BadNoData, GoodNoData: asked and answered
-
-
-@dataclass(frozen=True, slots=True)
-class Debt:
-    """What one tag is owed: readings with after_ns < ts < before_ns."""
-
-    number: int
-    node: str
-    after_ns: int
-    before_ns: int
-
-
-def debts_of(gap: Gap, nodes: dict[int, str], window_ns: int) -> tuple[list[Debt], bool]:
-    """Return what is owed in a gap, by tag number, and whether the window leaves some of it out."""
-    debts, clipped = [], False
-    for number, before_ns in sorted(gap.first_live_ns.items()):
-        last = gap.last.get(number)
-        if last is None or number not in nodes:
-            continue
-        after_ns = max(last.ts_source_ns, before_ns - window_ns)
-        clipped |= after_ns > last.ts_source_ns
-        if before_ns - after_ns > 1:
-            debts.append(Debt(number, nodes[number], after_ns, before_ns))
-    return debts, clipped
-
-
-def remaining(debts: Sequence[Debt], progress: bytes, size: int) -> tuple[list[tuple[list[Debt], int]], int]:
-    """Return the chunks still to ask, each with the ns up to which it is complete (NO_TIME: not begun), and the tags not served so far."""
-    first, last, cursor, unserved = _PROGRESS.unpack(progress) if len(progress) == _PROGRESS.size else (0, 0, NO_TIME, 0)
-    begun = [debt for debt in debts if first <= debt.number <= last and debt.before_ns > cursor]
-    rest = [debt for debt in debts if debt.number > last]
-    chunks = [(begun, cursor)] if begun else []
-    return chunks + [(rest[at : at + size], NO_TIME) for at in range(0, len(rest), size)], unserved
-
-
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    """What one answer gives. cursor_ns: everything before it is complete; None: the chunk is."""
-
-    columns: Columns
-    cursor_ns: int | None
-    unserved: int  # tags the server has no history of
-
-
-def harvest(feed: Feed, chunk: Sequence[Debt], results: Sequence[History], cursor_ns: int) -> Harvest:
-    """Take from an answer what is owed. Nodes with more to come say how far all are complete."""
-    ends = [int(one.items.source_ns.max()) for one in results if one.point and len(one.items)]
-    stop_ns = min(ends, default=None)
-    if stop_ns is not None:
-        stop_ns = max(stop_ns, cursor_ns + 1)  # a thousand values of one instant, or from before it: we do not ask for ever
-    parts, unserved = [], 0
-    for debt, one in zip(chunk, results, strict=True):
-        if one.status >> _BAD and one.status not in _NOTHING_THERE:
-            unserved += 1
-            continue
-        ts = one.items.source_ns
-        owed = (ts > debt.after_ns) & (ts < debt.before_ns) & (ts >= cursor_ns)
-        if stop_ns is not None:
-            owed &= ts < stop_ns
-        parts.append(feed.states.history(debt.number, one.items, np.flatnonzero(owed)))
-    return Harvest(concat([part for part in parts if len(part)]), stop_ns, unserved)
+SILENT_MAX: Final = 2  # requests in a row without an answer: each keeps the load contract from asking for live readings for a while
+REFUSED_MAX: Final = 8  # requests in a row that are refused or not understood, down to one tag
+LOST_MAX: Final = 5  # connections lost while one gap was asked for, without any progress: the server cannot bear it
+ACCESS_LEVEL, HISTORY_READ = 17, 4  # attribute and its bit (OPC 10000-3, 8.57)
+_NOT_HERE: Final = frozenset({0x800B_0000, 0x8071_0000, 0x803D_0000})  # BadServiceUnsupported, BadHistoryOperationUnsupported, BadNotSupported
 
 
 async def fill(session: Session, feed: Feed) -> None:
@@ -109,58 +48,133 @@ async def fill(session: Session, feed: Feed) -> None:
     while True:
         await feed.runtime.sleep(LOOK_S)
         late = feed.runtime.monotonic_ns() - began > FIRST_VALUES_S * 1e9
-        if not feed.settled or (feed.states.awaits_first and not late):
+        if not feed.settled or (feed.states.awaits_first and not late) or not feed.sink.known(feed.name).gaps:
             continue
-        await feed.committer.drain(LOOK_S)  # what was live after the gap is known to the ring
+        await feed.committer.submit(Batch(feed.name, empty_columns()))  # durable after all before it: the first live readings are known
         gaps = feed.sink.known(feed.name).gaps
         if gaps:
-            await _pay(session, feed, max(gaps, key=lambda gap: gap.from_ns))
+            await _Fill(session, feed, max(gaps, key=lambda gap: gap.from_ns)).pay()
 
 
-async def _pay(session: Session, feed: Feed, gap: Gap) -> None:
-    settings, spaces = feed.settings, session.facts.namespaces
-    skew = session.facts.skew_ns
-    if settings.history_fill_ns <= 0:
-        await _close(feed, gap, GapStep.UNFILLABLE, "history_fill is 0")
-        return
-    if skew is None or abs(skew) > settings.clock.max_skew_ns:
-        await _close(feed, gap, GapStep.UNFILLABLE, "the server's clock is wrong: its history cannot be placed")
-        return
-    nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags}
-    debts, clipped = debts_of(gap, {number: node for number, node in nodes.items() if node}, settings.history_fill_ns)
-    chunks, unserved = remaining(debts, gap.progress, session.facts.limits["MaxNodesPerHistoryReadData"])
-    for chunk, cursor_ns in chunks:
-        before, unserved = unserved, await _ask(session, feed, gap, chunk, cursor_ns, unserved)
-        if unserved - before == len(chunk):
-            await _close(feed, gap, GapStep.UNFILLABLE, "the server keeps no history")
-            return
-    if unserved:
-        await _close(feed, gap, GapStep.UNFILLABLE, f"the server keeps no history of {unserved} tags")
-    elif clipped:
-        await _close(feed, gap, GapStep.UNFILLABLE, "older than history_fill")
-    else:
-        await _close(feed, gap, GapStep.FILLED, "")
+class _Fill:
+    """One attempt to pay one gap."""
 
+    def __init__(self, session: Session, feed: Feed, gap: Gap) -> None:
+        self._session = session
+        self._feed = feed
+        self._gap = gap
+        self._most = VALUES_MAX
+        self._unserved = 0  # tags of the chunks that are done
+        self._readings = 0
+        self._silent = self._refused = 0  # requests in a row without an answer, or with one that helps nobody
+        self._hopeless = ""
 
-async def _ask(session: Session, feed: Feed, gap: Gap, chunk: list[Debt], cursor_ns: int, unserved: int) -> int:
-    """Fetch and commit one chunk from cursor_ns on; return `unserved` plus how many of its tags have no history."""
-    to_ns = max(debt.before_ns for debt in chunk)
-    from_ns = max(cursor_ns, min(debt.after_ns for debt in chunk))
-    while True:
+    async def pay(self) -> None:
+        """Ask for everything that is owed, then close the gap."""
+        settings, skew = self._feed.settings, self._session.facts.skew_ns
+        if settings.history_fill_ns <= 0:
+            await self._close(GapStep.UNFILLABLE, "history_fill is 0")
+        elif skew is None or abs(skew) > settings.clock.max_skew_ns:
+            await self._close(GapStep.UNFILLABLE, "the server's clock is wrong: its history cannot be placed")
+        elif self._feed.fill_losses.get(self._gap.id, 0) >= LOST_MAX:
+            await self._close(GapStep.UNFILLABLE, f"the connection was lost {LOST_MAX} times while history was asked for")
+        else:
+            await self._pay()
+
+    async def _pay(self) -> None:
+        settings, spaces = self._feed.settings, self._session.facts.namespaces
+        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
+        named = {number: node for number, node in nodes.items() if node}
+        debts, clipped = debts_of(self._gap, named, settings.history_fill_ns, self._feed.concerned(self._gap))
+        able = await self._historized(debts)
+        chunks, self._unserved = remaining(able, self._gap.progress, self._session.facts.limits["MaxNodesPerHistoryReadData"])
+        while chunks and not self._hopeless:
+            chunk = chunks.pop(0)
+            halves = await self._ask(chunk)
+            chunks[:0] = halves
+            self._unserved += 0 if halves else len(chunk.unserved)
+        unserved = self._unserved + len(debts) - len(able)
+        if self._hopeless:
+            await self._close(GapStep.UNFILLABLE, self._hopeless)
+        elif unserved:
+            what = "no history" if unserved == len(debts) and not self._readings else f"no history of {unserved} tags over the whole gap"
+            await self._close(GapStep.UNFILLABLE, f"the server keeps {what}")
+        elif clipped:
+            await self._close(GapStep.UNFILLABLE, "older than history_fill")
+        elif events := self._feed.events_concerned(self._gap):
+            await self._close(GapStep.UNFILLABLE, f"events are not asked from history, {events} tags; all values are filled")
+        else:
+            await self._close(GapStep.FILLED, "from the server's history")
+
+    async def _historized(self, debts: list[Debt]) -> list[Debt]:
+        """Return the debts whose node may have a history; a node that does not say is asked."""
+        if not debts:
+            return debts
         try:
-            results = await session.history([debt.node for debt in chunk], from_ns, to_ns, VALUES_MAX)
+            levels = await self._session.read([debt.node for debt in debts], ACCESS_LEVEL)
         except ServiceFault:
-            return unserved + len(chunk)
-        got = harvest(feed, chunk, results, from_ns)
-        done = got.cursor_ns is None or got.cursor_ns >= to_ns
-        known = unserved + (got.unserved if done else 0)
-        progress = _PROGRESS.pack(chunk[0].number, chunk[-1].number, to_ns if done else got.cursor_ns or 0, known)
-        await feed.committer.submit(Batch(feed.name, got.columns, None, GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, progress)))
-        if done:
-            return known
-        from_ns = got.cursor_ns or to_ns
+            return debts
+        said = [levels.value(row) for row in range(len(debts))]
+        return [debt for debt, level in zip(debts, said, strict=True) if not isinstance(level, int) or level & HISTORY_READ]
 
+    async def _ask(self, chunk: Chunk) -> list[Chunk]:
+        """Fetch and commit one chunk, and note in it who was not served; or return its halves, to be asked instead."""
+        feed, gap = self._feed, self._gap
+        to_ns = max(debt.before_ns for debt in chunk.debts)
+        start_ns = min(debt.after_ns for debt in chunk.debts) - REACH_NS
+        from_ns = max(chunk.cursor_ns, start_ns)
+        if from_ns > start_ns:  # resumed after a kill: does the history reach back to our last readings?
+            first = await self._request(chunk, start_ns, to_ns, 1)
+            if first is None:
+                return chunk.halves()
+            harvest(feed.states.history, chunk, first, to_ns, 1)
+            chunk.unserved.clear()
+        while from_ns < to_ns:
+            most = self._most
+            results = await self._request(chunk, from_ns, to_ns, most)
+            if results is None:
+                if self._hopeless or most == VALUES_MIN or chunk.cursor_ns == NO_TIME:
+                    return [] if self._hopeless else chunk.halves()
+                continue
+            got = harvest(feed.states.history, chunk, results, from_ns, most)
+            from_ns = to_ns if got.cursor_ns is None else min(got.cursor_ns, to_ns)
+            chunk.cursor_ns = from_ns
+            if from_ns == to_ns:
+                chunk.unserved |= {debt.number for debt in chunk.debts} - chunk.reached
+            unserved = self._unserved + (len(chunk.unserved) if from_ns == to_ns else 0)
+            change = GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, pack_progress(chunk, unserved))
+            await feed.committer.submit(Batch(feed.name, got.columns, None, change))
+            feed.fill_losses.pop(gap.id, None)
+            self._readings += len(got.columns)
+        return []
 
-async def _close(feed: Feed, gap: Gap, step: GapStep, reason: str) -> None:
-    feed.notice(NoticeKind.GAP, event=str(step), gap=gap.id, since_ns=gap.from_ns, reason=reason)
-    await feed.committer.submit(Batch(feed.name, empty_columns(), None, GapChange(step, gap.id, gap.from_ns)))
+    async def _request(self, chunk: Chunk, from_ns: int, to_ns: int, most: int) -> list[History] | None:
+        """Return the answer, None if there is none that helps: then ask for less. Sets `_hopeless` where that would not help either."""
+        feed = self._feed
+        began = feed.runtime.monotonic_ns()
+        try:
+            results = await self._session.history([debt.node for debt in chunk.debts], from_ns, to_ns, most)
+        except (PlantError, CorruptError) as error:
+            silent = isinstance(error.__cause__, TimeoutError)
+            if not silent and not isinstance(error, ServiceFault | CorruptError):
+                feed.fill_losses[self._gap.id] = feed.fill_losses.get(self._gap.id, 0) + 1
+                raise
+            self._silent, self._refused = self._silent + silent, self._refused + (not silent)
+            self._most = max(VALUES_MIN, self._most // 4)
+            if isinstance(error, ServiceFault) and error.status in _NOT_HERE:
+                self._hopeless = "the server keeps no history"
+            elif self._silent >= SILENT_MAX or self._refused >= REFUSED_MAX:
+                self._hopeless = f"the server does not serve its history: {error}"
+            return None
+        self._silent = self._refused = 0
+        slow = feed.runtime.monotonic_ns() - began > SLOW_S * 1e9
+        self._most = max(VALUES_MIN, self._most // 2) if slow else min(VALUES_MAX, self._most * 2)
+        return results
+
+    async def _close(self, step: GapStep, reason: str) -> None:
+        feed, gap = self._feed, self._gap
+        until_ns = max(gap.first_live_ns.values(), default=gap.from_ns)
+        detail = {"gap": gap.id, "since_ns": gap.from_ns, "until_ns": until_ns, "readings": self._readings, "reason": reason}
+        feed.notice(NoticeKind.GAP, event=str(step), **detail)
+        await feed.committer.submit(Batch(feed.name, empty_columns(), None, GapChange(step, gap.id, gap.from_ns)))
+        feed.forget(gap)

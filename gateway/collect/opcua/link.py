@@ -11,6 +11,7 @@ from buffer.notice import NoticeKind
 from gateway.collect.opcua import subscribe
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault, parse_publish
+from gateway.collect.opcua.events import is_event
 from gateway.collect.opcua.fill import fill
 from gateway.collect.opcua.publish import Publisher
 from gateway.collect.opcua.session import VALUE
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 SILENCE_S: Final = 5.0  # without any answer: the server is asked for its state
 ANSWER_S: Final = 5.0  # for that answer: together a dead connection is found within about 10 s
-REFUSED_AGAIN_S: Final = 60.0  # refused items are tried again
+REFUSED_AGAIN_S: Final = 60.0  # refused items are tried again, and the server is asked whether it still runs the same program
+CHANGED_AGAIN_S: Final = 5.0  # at least between two such looks, when a status says that semantics changed
+UNSTEADY_S: Final = 300.0  # a start time that changed is believed once in so long
 TICK_S: Final = 0.5
 
 _NOT_AVAILABLE: Final = 0x807B_0000  # BadMessageNotAvailable
@@ -216,7 +219,7 @@ class Link:
         """After lost messages a tag that has not changed since shows an old value: read all of them once."""
         settings = self._feed.settings
         spaces = self._session.facts.namespaces
-        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags}
+        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
         wanted = {number: node for number, node in nodes.items() if node is not None and number not in self._refused}
         if wanted:
             self._feed.take_read(list(wanted), await self._session.read(list(wanted.values()), VALUE))
@@ -245,16 +248,33 @@ class Link:
     async def _tick(self) -> None:
         """Heartbeats of tags, refused items, and what the ring raised."""
         feed = self._feed
-        refused_ns = feed.runtime.monotonic_ns()
+        looked_ns = feed.runtime.monotonic_ns()
         while True:
             await feed.runtime.sleep(TICK_S)
             feed.committer.check()
             now = feed.runtime.monotonic_ns()
             if self._is_proven and now - self._published_ns < 2 * KEEP_ALIVE_S * 1e9:
                 feed.heartbeat()
-            if self._refused and now - refused_ns > REFUSED_AGAIN_S * 1e9:
-                refused_ns = now
-                await self._create_items(tuple(self._refused))
+            soon = feed.semantics_changed and now - looked_ns > CHANGED_AGAIN_S * 1e9
+            if soon or now - looked_ns > REFUSED_AGAIN_S * 1e9:
+                looked_ns = now
+                await self._look_again()
+
+    async def _look_again(self) -> None:
+        """Find a program download that left the connection alone, and try refused items again."""
+        feed, before = self._feed, self._session.facts
+        if feed.semantics_changed:
+            feed.semantics_changed = False
+            feed.notice(NoticeKind.TAG, event="the server says that types, units or structure changed: compare with `ebbgate browse`")
+        after = await self._session.read_facts(feed.runtime.wall_ns)
+        recent = feed.runtime.monotonic_ns() - feed.program_ns < UNSTEADY_S * 1e9  # a start time that moves all the time means nothing
+        if after.namespaces != before.namespaces or (after.start_us != before.start_us and not recent):
+            what = "namespaces" if after.namespaces != before.namespaces else "start time"
+            feed.program_ns = feed.runtime.monotonic_ns()
+            feed.notice(NoticeKind.TAG, event="the server has another program now: all items are made anew", changed=what)
+            raise SubscriptionLost(f"the server's {what} changed")
+        if self._refused:
+            await self._create_items(tuple(self._refused))
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

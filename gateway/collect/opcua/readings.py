@@ -6,13 +6,14 @@ restart still means the same tags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from buffer.types import BAD_NO_DATA, Columns, Flag, Kind
 from gateway.collect.clock import NO_TIME, Stamped, stamp
+from gateway.collect.opcua.events import is_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ class TagStates:
         self.tags = tuple(sorted(tags, key=lambda tag: tag.number))
         n = len(self.tags)
         self.numbers = np.fromiter((tag.number for tag in self.tags), np.uint32, n)
+        self.events = np.fromiter((is_event(tag) for tag in self.tags), np.bool_, n)  # each stands for itself: none is a value now
         self.heartbeat_ns = np.fromiter((tag.heartbeat_ns for tag in self.tags), np.int64, n)
         self._scale = np.fromiter((tag.scale for tag in self.tags), np.float64, n)
         self._offset = np.fromiter((tag.offset for tag in self.tags), np.float64, n)
@@ -58,7 +60,7 @@ class TagStates:
         self._quality = np.zeros(n, np.uint32)
         self._source = np.zeros(n, np.int64)
         self.written_ns = np.zeros(n, np.int64)  # gateway time of the newest reading, repeated ones included
-        self._awaited = np.ones(n, np.bool_)  # the next value may be one we have
+        self._awaited = ~self.events  # the next value may be one we have
         self._initial = np.zeros(n, np.bool_)  # the next value is the first of a new item
         for row, tag in enumerate(self.tags):
             if tag.number in last:
@@ -81,6 +83,7 @@ class TagStates:
     def await_first(self, numbers: Sequence[int]) -> None:
         """New items were made: their next value is a first value."""
         rows = self.rows(np.asarray(numbers, np.uint32))[0]
+        rows = rows[~self.events[rows]]
         self._awaited[rows] = self._initial[rows] = True
 
     def await_same(self, numbers: Sequence[int]) -> None:
@@ -98,24 +101,40 @@ class TagStates:
     def take(self, items: Items, now_ns: int, since_ns: int, trusted: bool, clock: Clock) -> Taken:
         """Return the readings of one message, in its order; first values that the ring has already are left out."""
         rows, ours = self.rows(items.handle)
+        if self.events.any():  # some servers report the attribute EventNotifier itself beside the events: no event, no reading
+            rows, ours = self._without_strays(rows, ours, items)
         kind, values, quality = items.kind[ours], items.values[ours], items.quality[ours]
         said, flags = items.source_ns[ours], items.flags[ours]
         self._convert(rows, kind, values, quality)
-        first = np.zeros(len(rows), np.bool_)
-        first[np.unique(rows, return_index=True)[1]] = True
-        initial = first & self._initial[rows]
-        known = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
-        self._awaited[rows] = self._initial[rows] = False
-        keep = ~known
-        rows, kind, values, quality, said, flags = rows[keep], kind[keep], values[keep], quality[keep], said[keep], flags[keep]
+        none = np.zeros(len(rows), np.bool_)
+        initial = back = known = none
+        if (self._awaited[rows] | self._initial[rows]).any():  # after a start or a new item; hardly ever else
+            first = none.copy()
+            first[np.unique(rows, return_index=True)[1]] = True
+            same = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
+            back = same & self.marked[rows]  # the reading before the marker again: stored, but no second time at its own time
+            known = same & ~back
+            initial = first & self._initial[rows]
+            self._awaited[rows] = self._initial[rows] = False
+            keep = ~known
+            rows, kind, values, quality, said, flags = rows[keep], kind[keep], values[keep], quality[keep], said[keep], flags[keep]
+            initial, back = initial[keep], back[keep]
         retyped = self._retyped(rows, kind)
-        stamped = stamp(said, initial[keep], now_ns, since_ns, trusted, clock)
+        stamped = stamp(said, initial, now_ns, since_ns, trusted, clock)
+        if back.any():
+            stamped = again(stamped, back, now_ns)
         source = stamped.ts_ns if stamped.ts_source_ns is None else stamped.ts_source_ns
         self._store(rows, kind, values, quality, source, now_ns, items.texts)
         columns = Columns(
             self.numbers[rows], stamped.ts_ns, kind, values, quality, stamped.flags | flags, stamped.ts_source_ns, items.texts if len(rows) else ()
         )
         return Taken(columns, stamped, retyped, int(known.sum()))
+
+    def _without_strays(self, rows: NDArray[np.int64], ours: NDArray[np.bool_], items: Items) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        good = ~self.events[rows] | (items.kind[ours] == Kind.TEXT)
+        kept = ours.copy()
+        kept[np.flatnonzero(ours)[~good]] = False
+        return rows[good], kept
 
     def _convert(self, rows: NDArray[np.int64], kind: NDArray[np.uint8], values: NDArray[np.uint64], quality: NDArray[np.uint32]) -> None:
         """Apply bad_raw, then scale and offset, in place."""
@@ -132,7 +151,7 @@ class TagStates:
 
     def _same(self, rows: Any, kind: Any, values: Any, quality: Any, said: Any, texts: tuple[str, ...]) -> NDArray[np.bool_]:
         """Say which values equal the newest reading bit for bit, with the source's time where it gives one."""
-        same = self.has[rows] & ~self.marked[rows] & (kind == self._kind[rows]) & (quality == self._quality[rows])
+        same = self.has[rows] & (kind == self._kind[rows]) & (quality == self._quality[rows])
         same &= (said == self._source[rows]) | (said == NO_TIME)
         text = (kind == Kind.TEXT) | (kind == Kind.BYTES)
         same &= text | (values == self._value[rows])
@@ -168,7 +187,7 @@ class TagStates:
 
     def repeat(self, which: NDArray[np.bool_], now_ns: int, trusted: bool) -> Columns:
         """Return the newest reading of each chosen tag again: ts = now, its source time kept, REPEATED."""
-        rows = np.flatnonzero(which & self.has)
+        rows = np.flatnonzero(which & self.has & ~self.events)
         kind, values = self._kind[rows], self._value[rows].copy()
         texts: list[str] = []
         for at in np.flatnonzero((kind == Kind.TEXT) | (kind == Kind.BYTES)):
@@ -181,7 +200,7 @@ class TagStates:
 
     def due(self, now_ns: int) -> NDArray[np.bool_]:
         """Say whose heartbeat is due."""
-        return (self.heartbeat_ns > 0) & self.has & ~self.marked & (now_ns - self.written_ns >= self.heartbeat_ns)
+        return (self.heartbeat_ns > 0) & self.has & ~self.events & ~self.marked & (now_ns - self.written_ns >= self.heartbeat_ns)
 
     def mark(self, quality: int, ts_ns: int) -> Columns:
         """Return one marker per tag that has a value and no marker yet: no value, this quality."""
@@ -199,6 +218,13 @@ class TagStates:
         n = len(rows)
         nulls, zeros = np.full(n, Kind.NULL, np.uint8), np.zeros(n, np.uint64)
         return Columns(self.numbers[rows], np.full(n, ts_ns, np.int64), nulls, zeros, quality, np.full(n, Flag.MARKER, np.uint16), None, ())
+
+
+def again(stamped: Stamped, which: NDArray[np.bool_], now_ns: int) -> Stamped:
+    """Give chosen readings ts = now and REPEATED; what the source said of their time is kept."""
+    ts, said = stamped.ts_ns.copy(), stamped.ts_ns if stamped.ts_source_ns is None else stamped.ts_source_ns
+    ts[which] = now_ns
+    return replace(stamped, ts_ns=ts, ts_source_ns=said, flags=np.where(which, stamped.flags | np.uint16(Flag.REPEATED), stamped.flags))
 
 
 def _raw(text: str) -> float | None:

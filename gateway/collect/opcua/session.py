@@ -15,25 +15,28 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncua.common.utils import Buffer
-from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary
+from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary, struct_to_binary
 
 from buffer.errors import CorruptError
 from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua import answers
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.decode import join_items
-from gateway.collect.opcua.guarded import GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
+from gateway.collect.opcua.guarded import Encoded, GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
+from gateway.collect.opcua.items import make_item, node_id
 from gateway.errors import PlantError, TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gateway.collect.opcua.decode import Items
+    from gateway.collect.opcua.items import Wish
     from gateway.collect.opcua.throttle import Throttle
     from gateway.settings import OpcuaSource
 
 LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_0000})  # UserAccessDenied, IdentityToken*, UserSignature
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
+HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
 _LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
@@ -72,23 +75,6 @@ class Facts:
     limits: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """One monitored item as asked for. deadband: absolute, raw units; 0: every change."""
-
-    handle: int
-    node: str
-    sampling_ms: float
-    queue: int
-    deadband: float
-
-
-def node_id(text: str) -> Any:
-    """Return asyncua's NodeId; raise PlantError if no such text can be one."""
-    with plant(f"node {text!r}"):
-        return ua.NodeId.from_string(text)
-
-
 class Session:
     """An activated session on an open channel. Every request waits for the load contract; every failure is a PlantError or TrustError."""
 
@@ -98,6 +84,7 @@ class Session:
         self._items_max = items_max
         self.resumed = resumed
         self.facts = Facts((), 0, None, dict.fromkeys(_LIMITS, items_max))
+        self._last_read: tuple[object, list[tuple[bytes, int]]] = (None, [])
 
     # ---- life ----
 
@@ -174,9 +161,9 @@ class Session:
 
     # ---- requests ----
 
-    async def _call(self, request: Any, context: str) -> bytes:
+    async def _call(self, request: Any, context: str, timeout: float | None = None) -> bytes:
         with plant(f"{self.url}: {context}"):
-            return plain_bytes(await self._client.uaclient._send_request(request))
+            return plain_bytes(await self._client.uaclient._send_request(request, timeout))
 
     async def read_facts(self, wall_ns: Callable[[], int]) -> Facts:
         """Ask the server for namespaces, start time, clock and limits; keep and return them."""
@@ -195,15 +182,25 @@ class Session:
     async def read(self, nodes: Sequence[str], attribute: int) -> Items:
         """Return one attribute of many nodes, in their order and in as many requests as the server's limits want."""
         parts = []
-        for chunk in _chunks(nodes, self.facts.limits["MaxNodesPerRead"]):
-            request = ua.ReadRequest()
-            request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
-            request.Parameters.NodesToRead = [ua.ReadValueId(NodeId=node_id(node), AttributeId=attribute) for node in chunk]
+        for parameters, count in self._reads(tuple(nodes), attribute):
+            request = Encoded(ua.ReadRequest().TypeId, parameters)
             items = answers.decode_read(await self._call(request, "Read"), structure)
-            if len(items) != len(chunk):
-                raise CorruptError(f"{self.url}: Read of {len(chunk)} nodes answered with {len(items)}")
+            if len(items) != count:
+                raise CorruptError(f"{self.url}: Read of {count} nodes answered with {len(items)}")
             parts.append(items)
         return join_items(parts)
+
+    def _reads(self, nodes: tuple[str, ...], attribute: int) -> list[tuple[bytes, int]]:
+        """Return the encoded parameters of each request and how many nodes it asks for; what was asked last is kept."""
+        key = (nodes, attribute, self.facts.limits["MaxNodesPerRead"])
+        if self._last_read[0] != key:
+            packed = []
+            for chunk in _chunks(nodes, self.facts.limits["MaxNodesPerRead"]):
+                wanted = [ua.ReadValueId(NodeId=node_id(node), AttributeId=attribute) for node in chunk]
+                parameters = ua.ReadParameters(TimestampsToReturn=ua.TimestampsToReturn.Both, NodesToRead=wanted)
+                packed.append((struct_to_binary(parameters), len(chunk)))
+            self._last_read = (key, packed)
+        return self._last_read[1]
 
     async def create_subscription(self, publish_ms: float, keep_alive_s: float, lifetime_s: float, batch: int) -> tuple[int, float, int]:
         """Return id, publishing interval (ms) and keep-alive count as the server revised them."""
@@ -223,7 +220,7 @@ class Session:
             request = ua.CreateMonitoredItemsRequest()
             request.Parameters.SubscriptionId = subscription
             request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
-            request.Parameters.ItemsToCreate = [_item(wish) for wish in chunk]
+            request.Parameters.ItemsToCreate = [make_item(wish) for wish in chunk]
             got = answers.parse_created_items(await self._call(request, "CreateMonitoredItems"))
             if len(got) != len(chunk):
                 raise CorruptError(f"{self.url}: {len(chunk)} items asked for, {len(got)} answered")
@@ -292,7 +289,7 @@ class Session:
         request.Parameters.NodesToRead = [
             ua.HistoryReadValueId(NodeId=node_id(node), ContinuationPoint=point or None) for node, point in zip(nodes, points, strict=True)
         ]
-        return await self._call(request, "HistoryRead")
+        return await self._call(request, "HistoryRead", HISTORY_TIMEOUT_S)
 
     async def browse(self, nodes: Sequence[str]) -> list[tuple[int, bytes, list[answers.Reference]]]:
         """Return the children (hierarchical references) of nodes; a continuation point is followed with `browse_next`."""
@@ -318,17 +315,6 @@ def _chunks(things: Sequence[Any], size: int) -> list[Any]:
 
 def _moment(ns: int) -> datetime:
     return datetime.fromtimestamp(0 if ns == NO_TIME else ns // 10**9, UTC).replace(microsecond=ns % 10**9 // 1000)
-
-
-def _item(wish: Wish) -> Any:
-    item = ua.MonitoredItemCreateRequest()
-    item.ItemToMonitor = ua.ReadValueId(NodeId=node_id(wish.node), AttributeId=VALUE)
-    item.MonitoringMode = ua.MonitoringMode.Reporting
-    asked = item.RequestedParameters
-    asked.ClientHandle, asked.SamplingInterval, asked.QueueSize, asked.DiscardOldest = wish.handle, wish.sampling_ms, wish.queue, True
-    if wish.deadband > 0:
-        asked.Filter = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, int(ua.DeadbandType.Absolute), wish.deadband)
-    return item
 
 
 def _token_type(client: GuardedClient) -> Any:

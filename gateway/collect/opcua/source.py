@@ -219,7 +219,8 @@ class OpcuaSource:
         if isinstance(error, SubscriptionLost):
             self._feed.end()
             self._state.subscription = None
-        await self._save()
+        if refused or isinstance(error, SubscriptionLost):  # a PLC that is off for months wears no flash out
+            await self._save()
         delay = full_jitter(self._runtime, self._attempt, BACKOFF_BASE_S, BACKOFF_CAP_S)
         log.info("source lost", extra={"data": {"source": self.name, "error": str(error), "again_in_s": round(delay, 1)}})
         self._attempt += 1

@@ -8,11 +8,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from gateway.collect.opcua import events
 from gateway.collect.opcua.address import parse_address
-from gateway.collect.opcua.session import DATA_TYPE, Wish
+from gateway.collect.opcua.events import is_event
+from gateway.collect.opcua.items import Wish
+from gateway.collect.opcua.session import DATA_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from gateway.collect.opcua.session import Session
     from gateway.settings import OpcuaSource, TagRow
@@ -24,18 +27,21 @@ QUEUE_MAX: Final = 1_000  # values per item: memory of the server
 NOTIFICATIONS_MAX: Final = 10_000  # values per message: one block, and far below MESSAGE_BYTES_MAX
 NO_SUCH_NAMESPACE: Final = 0x8034_0000  # BadNodeIdUnknown: said by us, before the server is asked
 
-_FILTER_REFUSED: Final = frozenset({0x8043_0000, 0x8044_0000, 0x8045_0000, 0x808E_0000})  # MonitoredItemFilter*, FilterNotAllowed, DeadbandFilter
+_FILTER_REFUSED: Final = frozenset({0x8043_0000, 0x8044_0000, 0x8045_0000, 0x8047_0000, 0x808E_0000})  # MonitoredItemFilter*, Event, Deadband
 
 
 def digest_of(settings: OpcuaSource) -> str:
     """Return a digest of everything that shapes the items: a subscription made for another one is not ours to keep."""
-    rows = [(tag.number, tag.address, tag.every_ns, tag.deadband, tag.scale) for tag in sorted(settings.tags, key=lambda tag: tag.number)]
+    tags = sorted(settings.tags, key=lambda tag: tag.number)
+    rows = [(tag.number, tag.address, tag.every_ns, tag.deadband, tag.scale, *([tag.type] if is_event(tag) else [])) for tag in tags]
     shape = [settings.publish_ns, sorted(settings.namespaces.items()), rows]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:32]
 
 
 def wish_of(tag: TagRow, node: str, publish_ns: int) -> Wish:
     """Return the monitored item of a tag: sampled as often as the tag says, with a queue that bridges an outage."""
+    if is_event(tag):
+        return Wish(tag.number, node, 0, events.QUEUE, 0.0, events.FIELDS, tag.type == "alarm")
     sampling_ms = tag.every_ns / 1e6
     queue = min(QUEUE_MAX, 2 * math.ceil(max(publish_ns, 10**6) / max(tag.every_ns, 10**6)) + math.ceil(OUTAGE_S * 1000 / max(sampling_ms, 1)))
     return Wish(tag.number, node, sampling_ms, queue, tag.deadband / abs(tag.scale) if tag.scale else 0.0)
@@ -51,20 +57,26 @@ async def create(session: Session, settings: OpcuaSource, subscription: int, tag
         known = await _by_type(session, known, wishes)
     bare: list[str] = []
     made = await session.create_items(subscription, [wishes[tag.number] for tag in known])
-    again = [tag for tag, result in zip(known, made, strict=True) if result.status in _FILTER_REFUSED and wishes[tag.number].deadband]
     results = {tag.number: result.status for tag, result in zip(known, made, strict=True)}
+    plainer = {tag.number: _plainer(wishes[tag.number]) for tag in known}
+    again = [tag for tag in known if results[tag.number] in _FILTER_REFUSED and plainer[tag.number] != wishes[tag.number]]
     if again:
-        without = [replace(wishes[tag.number], deadband=0.0) for tag in again]
-        made = await session.create_items(subscription, without)
+        made = await session.create_items(subscription, [plainer[tag.number] for tag in again])
         results |= {tag.number: result.status for tag, result in zip(again, made, strict=True)}
-        bare = [tag.id for tag in again if not results[tag.number] >> 31]
+        bare = [tag.id for tag in again if not results[tag.number] >> 31 and not is_event(tag)]
     refused |= {number: status for number, status in results.items() if status >> 31}
     return [number for number, status in results.items() if not status >> 31], refused, bare
 
 
-async def _by_type(session: Session, tags: Iterable[TagRow], wishes: dict[int, Wish]) -> list[TagRow]:
+def _plainer(wish: Wish) -> Wish:
+    """Return what to ask for where the filter was refused: every change, or the fields that every event has."""
+    return replace(wish, events=events.BASE_FIELDS, conditions=False) if wish.events else replace(wish, deadband=0.0)
+
+
+async def _by_type(session: Session, tags: Sequence[TagRow], wishes: dict[int, Wish]) -> list[TagRow]:
     """Sort by data type: servers report in the order of creation, and long runs of one type decode fastest."""
-    listed = list(tags)
+    listed = [tag for tag in tags if not is_event(tag)]
+    last = [tag for tag in tags if is_event(tag)]
     types = await session.read([wishes[tag.number].node for tag in listed], DATA_TYPE)
     names = [str(types.value(row)) for row in range(len(listed))]
-    return [tag for _, _, tag in sorted(zip(names, range(len(listed)), listed, strict=True))]
+    return [tag for _, _, tag in sorted(zip(names, range(len(listed)), listed, strict=True))] + last

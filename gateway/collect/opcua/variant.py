@@ -79,7 +79,7 @@ def read_value(reader: Reader) -> Value:
         items = _array(reader, number)
         if encoding & _DIMENSIONS:
             items = _shaped(items, _dimensions(reader))
-        return null_value() if items is None else _json_value(items, reader)
+        return null_value() if items is None else json_value(items, reader)
     if number == 0:
         return null_value()
     if number in _NUMBERS:
@@ -87,7 +87,7 @@ def read_value(reader: Reader) -> Value:
     if number == DATETIME:
         return Value(Kind.INT64, ticks_to_microseconds(reader.number(I64)) & 0xFFFF_FFFF_FFFF_FFFF, 0)
     if number in (22, 23, 25):
-        return _json_value(_PLAIN[number](reader), reader)
+        return json_value(_PLAIN[number](reader), reader)
     if number == BYTESTRING or number > 25:  # noqa: PLR2004 -- OPC 10000-6 5.2.2.16: decode reserved types as ByteString
         return blob_value(reader.blob())
     if number == _VARIANT:
@@ -129,7 +129,8 @@ def blob_value(blob: bytes | None) -> Value:
     return Value(Kind.BYTES, base64.b64encode(blob[:fits]).decode(), int(Flag.CUT) if len(blob) > fits else 0)
 
 
-def _json_value(plain: object, reader: Reader) -> Value:
+def json_value(plain: object, reader: Reader) -> Value:
+    """Return our value of a plain object."""
     value = text_value(json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False), reader)
     return value._replace(flags=value.flags | int(Flag.CUT)) if reader.elements < 0 else value
 
@@ -173,7 +174,7 @@ def _shaped(items: list[object] | None, dimensions: list[int]) -> list[object] |
     return items
 
 
-def _plain(reader: Reader) -> object:
+def read_plain(reader: Reader) -> object:
     """Read one Variant as a plain object."""
     encoding = reader.byte()
     number = encoding & _TYPE_BITS
@@ -286,7 +287,7 @@ def _plain_structure(reader: Reader) -> object:
 def _plain_data_value(reader: Reader) -> dict[str, object]:
     reader.deeper()
     mask = reader.byte()
-    plain: dict[str, object] = {"value": _plain(reader) if mask & 1 else None}
+    plain: dict[str, object] = {"value": read_plain(reader) if mask & 1 else None}
     if mask & 2:
         plain["status"] = reader.u32()
     for bit, name in ((4, "source_time"), (16, ""), (8, "server_time"), (32, "")):  # picoseconds follow their time
@@ -331,6 +332,6 @@ _PLAIN: Final[dict[int, Callable[[Reader], Any]]] = {
     21: read_localized,
     22: _plain_structure,
     23: _plain_data_value,
-    _VARIANT: _plain,
+    _VARIANT: read_plain,
     25: read_diagnostics,
 }

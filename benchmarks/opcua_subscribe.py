@@ -1,0 +1,260 @@
+"""What a subscribed value costs, against asyncua in the same run; and whether 50,000 changes a second all arrive (make bench NAME=opcua-subscribe).
+
+CPU is that of this process (time.process_time): servers are processes of their own. Ours is the whole source as it runs in collect, up to
+columns: connection, publish pump, decoding, clock, tag states; the sink counts and forgets. asyncua runs with a handler that counts, and
+with its iterator (queue as large as needed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from asyncua import Client, ua
+from asyncua.common.utils import Buffer
+from asyncua.ua.ua_binary import struct_from_binary
+
+from benchmarks.opcua_peers import node_opcua, show, source_settings
+from buffer.last import Known
+from gateway.collect.clock import GatewayClock
+from gateway.collect.opcua import subscribe
+from gateway.collect.opcua.answers import decode_message, parse_publish
+from gateway.collect.opcua.source import OpcuaSource
+from gateway.collect.source import Batch
+from gateway.runtime import real
+
+TAGS, PERIOD_MS, PUBLISH_MS = 1_000, 100, 500  # 5,000 values in a message
+ROUNDS, WINDOW_S, SETTLE_S = 5, 4.0, 3.0
+MESSAGES, CAPTURE_S = 8, 90.0
+SERVERS, SERVER_TAGS, SERVER_PERIOD_MS = 5, 1_000, 100  # 50,000 changes a second
+DELIVERY_S = 20.0
+
+
+class CountingSink:
+    """Takes columns and forgets them."""
+
+    def __init__(self) -> None:
+        self.values = 0
+        self.flags = 0
+        self.ticks: dict[int, list[float]] = {}
+        self.keep = False
+        self.gaps = 0
+
+    async def commit(self, batch: Batch) -> None:
+        columns = batch.columns
+        self.values += len(columns)
+        self.gaps += batch.gap is not None
+        if self.keep:
+            for number in (16, 16 + SERVER_TAGS - 1):
+                self.ticks.setdefault(number, []).extend(columns.values[columns.tag == number].view("f8").tolist())
+
+    def known(self, source: str) -> Known:
+        return Known(None, {}, ())
+
+    def notice(self, kind: int, source: str, **detail: object) -> None:
+        pass
+
+
+class Nobody:
+    def paused(self, source: str) -> bool:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def our_source(name: str, port: int, tags: int, sink: CountingSink):
+    runtime = real()
+    clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), 0, 0)
+    with tempfile.TemporaryDirectory() as directory:
+        source = OpcuaSource(source_settings(name, port, tags, PUBLISH_MS), runtime, clock, Nobody(), Path(directory))
+        task = asyncio.create_task(source.run(sink))
+        try:
+            yield source
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def window(count) -> float:
+    """Return microseconds of CPU per value over one window."""
+    deadline = time.monotonic() + CAPTURE_S
+    while not count() and time.monotonic() < deadline:  # noqa: ASYNC110 -- a count, not an event
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(SETTLE_S)
+    before, cpu = count(), time.process_time()
+    await asyncio.sleep(WINDOW_S)
+    spent, values = time.process_time() - cpu, count() - before
+    if values < WINDOW_S * TAGS:
+        raise SystemExit(f"only {values} values in {WINDOW_S} s: the server does not keep up, nothing can be said")
+    return spent / values * 1e6
+
+
+async def ours(port: int) -> float:
+    sink = CountingSink()
+    async with our_source("plc", port, TAGS, sink):
+        return await window(lambda: sink.values)
+
+
+class Handler:
+    def __init__(self) -> None:
+        self.values = 0
+
+    def datachange_notification(self, node: object, value: object, data: object) -> None:
+        self.values += 1
+
+
+async def asyncua(port: int, *, iterate: bool) -> float:
+    async with Client(f"opc.tcp://127.0.0.1:{port}") as client:
+        nodes = [client.get_node(f"ns=1;s=Tag{i:05d}") for i in range(TAGS)]
+        handler = Handler()
+        if iterate:
+            subscription = await client.create_subscription(PUBLISH_MS, None, queue_maxsize=10**6)
+        else:
+            subscription = await client.create_subscription(PUBLISH_MS, handler)
+        await subscription._subscribe(nodes, ua.AttributeIds.Value, None, queuesize=100, sampling_interval=0)
+        drain = asyncio.create_task(_drain(subscription, handler)) if iterate else None
+        try:
+            return await window(lambda: handler.values)
+        finally:
+            if drain is not None:
+                drain.cancel()
+            with contextlib.suppress(Exception):
+                await subscription.delete()
+
+
+async def _drain(subscription, handler: Handler) -> None:
+    async for _ in subscription:
+        handler.values += 1
+
+
+async def cost() -> None:
+    with node_opcua(tags=TAGS, period_ms=PERIOD_MS) as port:
+        rounds = [(await ours(port), await asyncua(port, iterate=False), await asyncua(port, iterate=True)) for _ in range(ROUNDS)]
+    settings = {"server": "node-opcua, Double", "tags": TAGS, "period_ms": PERIOD_MS, "publish_ms": PUBLISH_MS, "security": "None"}
+    mine, handler, iterator = ([one[i] for one in rounds] for i in range(3))
+    show("opcua-subscribe.handler", "us CPU per value", mine, "asyncua handler", handler, 20, settings)
+    show("opcua-subscribe.iterator", "us CPU per value", mine, "asyncua iterator", iterator, 10, settings)
+
+
+async def capture(port: int) -> list[bytes]:
+    """Return the bytes of messages as a server sent them."""
+    from gateway.collect.opcua import link
+
+    kept: list[bytes] = []
+    original = link.parse_publish
+
+    def keep(data: bytes):
+        kept.append(data)
+        return original(data)
+
+    link.parse_publish = keep
+    try:
+        async with our_source("plc", port, TAGS, CountingSink()):
+            deadline = time.monotonic() + CAPTURE_S
+            while sum(len(data) > 10 * TAGS for data in kept) < MESSAGES + 1 and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    finally:
+        link.parse_publish = original
+    whole = [data for data in kept if len(data) > 10 * TAGS][1:]  # the first one is of first values
+    if not whole:
+        raise SystemExit(f"no message of {TAGS} values within {CAPTURE_S:.0f} s: the server does not keep up")
+    return whole
+
+
+def decode_costs(messages: list[bytes]) -> tuple[float, float]:
+    def our() -> int:
+        return sum(len(decode_message(parse_publish(data).message)) for data in messages)
+
+    def stock() -> int:
+        answers = (struct_from_binary(ua.PublishResponse, Buffer(data)) for data in messages)
+        return sum(len(one.MonitoredItems) for answer in answers for one in answer.Parameters.NotificationMessage.NotificationData or ())
+
+    found = []
+    for decode, times in ((our, 20), (stock, 1)):
+        cpu = time.process_time()
+        values = sum(decode() for _ in range(times))
+        found.append((time.process_time() - cpu) / values * 1e6)
+    return found[0], found[1]
+
+
+async def decoding() -> None:
+    for types, label in ((1, "Double"), (5, "five types, sorted")):
+        with node_opcua(tags=TAGS, period_ms=PERIOD_MS, types=types) as port:
+            messages = await capture(port)
+        check_equal(messages[0])
+        rounds = [decode_costs(messages) for _ in range(ROUNDS)]
+        settings = {"items": label, "messages": len(messages), "bytes": sum(map(len, messages)) // len(messages)}
+        mine, stock = [one[0] for one in rounds], [one[1] for one in rounds]
+        show(f"opcua-subscribe.decode.{types}", "us CPU per value", mine, "asyncua struct_from_binary", stock, 100, settings)
+
+
+def check_equal(data: bytes) -> None:
+    """Ours and the stock decoder see the same values, or nothing is printed."""
+    items = decode_message(parse_publish(data).message)
+    answer = struct_from_binary(ua.PublishResponse, Buffer(data))
+    stock = [one for part in answer.Parameters.NotificationMessage.NotificationData for one in part.MonitoredItems]
+    assert [one.ClientHandle for one in stock] == items.handle.tolist()
+    assert [one.Value.Value.Value for one in stock] == [items.value(row) for row in range(len(items))]
+
+
+async def delivery() -> None:
+    """Offer 50,000 changes a second; every tick of the first and last tag of each server must arrive, without an overflow flag."""
+    with ExitStack() as stack:
+        ports = [stack.enter_context(node_opcua(tags=SERVER_TAGS, period_ms=SERVER_PERIOD_MS)) for _ in range(SERVERS)]
+        sinks = [CountingSink() for _ in ports]
+        async with contextlib.AsyncExitStack() as sources:
+            for i, (port, sink) in enumerate(zip(ports, sinks, strict=True)):
+                await sources.enter_async_context(our_source(f"plc{i}", port, SERVER_TAGS, sink))
+            await asyncio.sleep(10)
+            for sink in sinks:
+                sink.keep = True
+            before, cpu, began = sum(sink.values for sink in sinks), time.process_time(), time.monotonic()
+            await asyncio.sleep(DELIVERY_S)
+            seconds = time.monotonic() - began
+            rate = (sum(sink.values for sink in sinks) - before) / seconds
+            share = (time.process_time() - cpu) / seconds
+            seen = [ticks for sink in sinks for ticks in sink.ticks.values()]
+    held = sum(ticks[-1] - ticks[0] + 1 for ticks in seen)
+    delivered = sum(map(len, seen)) / held
+    offered = SERVERS * SERVER_TAGS * 1000 / SERVER_PERIOD_MS
+    settings = {
+        "servers": SERVERS,
+        "asked_for_per_s": offered,
+        "arrived_per_s": round(rate),
+        "cpu_share": round(share, 3),
+        "seconds": DELIVERY_S,
+        "load_average": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+        "note": "servers that get too little CPU offer less than asked",
+    }
+    line = {
+        "name": "opcua-subscribe.delivery",
+        "value": round(100 * delivered, 3),
+        "unit": "% of the values the servers held",
+        "peer": None,
+        "peer_value": None,
+        "ratio": None,
+        "goal": "value >= 100",
+        "ok": delivered == 1.0 and not any(sink.gaps for sink in sinks),
+        "settings": settings,
+    }
+    print(json.dumps(line), flush=True)
+
+
+async def main() -> None:
+    logging.disable(logging.CRITICAL)
+    subscribe.QUEUE_MAX = 1_000
+    await decoding()
+    await cost()
+    await delivery()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,160 @@
+"""What the server's history owes for one gap: which tags, between which times, how far it is paid. Pure.
+
+    progress (20 bytes) = first and last tag number of the chunk, ns up to which the chunk is complete, tags so far that the server has
+                          no history of over the whole gap; big-endian
+
+A server is believed as little as the standard allows. Values outside of what is owed are dropped (bounding values), as are those that say
+that there is no bound, and equal values of one time. A server that gives as many values as were asked for has more to give, whatever it
+says. Where a node has more to come, the chunk is complete up to the first such end, and asked again from there. A node whose values do not
+come in order of time, or that has more than one answer holds of one instant, cannot be paged: it counts as not served.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from buffer.types import concat
+from gateway.collect.clock import NO_TIME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from buffer.types import Columns
+    from gateway.collect.opcua.answers import History
+    from gateway.collect.opcua.decode import Items
+    from gateway.collect.source import Gap
+
+REACH_NS: Final = 10 * 10**9  # before our last reading: a value there shows that the history reaches back
+_PROGRESS: Final = struct.Struct(">IIqI")
+_BAD: Final = 31  # bit of a StatusCode that means Bad
+_NOTHING_THERE: Final = frozenset({0x809B_0000, 0x00A5_0000})  # BadNoData, GoodNoData: asked and answered
+_NO_BOUND: Final = (0x80D7_0000, 0x80D8_0000)  # BadBoundNotFound, BadBoundNotSupported: stands for a value that is not there
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What one tag is owed: readings with after_ns < ts < before_ns."""
+
+    number: int
+    node: str
+    after_ns: int
+    before_ns: int
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tags that are asked together. cursor_ns: complete up to here, NO_TIME: not begun. reached: tags whose history begins early enough."""
+
+    debts: list[Debt]
+    cursor_ns: int = NO_TIME
+    reached: set[int] = field(default_factory=set)
+    unserved: set[int] = field(default_factory=set)
+
+    def give_up(self) -> None:
+        """No tag of it can be served."""
+        self.unserved = {debt.number for debt in self.debts}
+
+    def halves(self) -> list[Chunk]:
+        """Return two chunks to ask instead; none where one tag is left or some of it is committed: then it is given up."""
+        if len(self.debts) == 1 or self.cursor_ns != NO_TIME:
+            self.give_up()
+            return []
+        middle = len(self.debts) // 2
+        return [Chunk(self.debts[:middle]), Chunk(self.debts[middle:])]
+
+
+def debts_of(gap: Gap, nodes: Mapping[int, str], window_ns: int, only: Collection[int] | None = None) -> tuple[list[Debt], bool]:
+    """Return what is owed in a gap, by tag number, and whether the window leaves some of it out. only: tags it is about, None: all."""
+    debts, clipped = [], False
+    for number, before_ns in sorted(gap.first_live_ns.items()):
+        last = gap.last.get(number)
+        if last is None or number not in nodes or (only is not None and number not in only):
+            continue
+        after_ns = max(last.ts_source_ns, before_ns - window_ns)
+        if before_ns - after_ns > 1:
+            clipped |= after_ns > last.ts_source_ns
+            debts.append(Debt(number, nodes[number], after_ns, before_ns))
+    return debts, clipped
+
+
+def pack_progress(chunk: Chunk, unserved: int) -> bytes:
+    """Return what a fill block says of how far the fill has come."""
+    return _PROGRESS.pack(chunk.debts[0].number, chunk.debts[-1].number, chunk.cursor_ns, unserved)
+
+
+def remaining(debts: Sequence[Debt], progress: bytes, size: int) -> tuple[list[Chunk], int]:
+    """Return the chunks still to ask, and the tags not served so far."""
+    first, last, cursor, unserved = _PROGRESS.unpack(progress) if len(progress) == _PROGRESS.size else (0, 0, NO_TIME, 0)
+    begun = [debt for debt in debts if first <= debt.number <= last and debt.before_ns > cursor]
+    rest = [debt for debt in debts if debt.number > last]
+    chunks = [Chunk(begun, cursor)] if begun else []
+    return chunks + [Chunk(list(rest[at : at + size])) for at in range(0, len(rest), size)], unserved
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """What one answer gives. cursor_ns: everything before it is complete; None: the chunk is."""
+
+    columns: Columns
+    cursor_ns: int | None
+
+
+def harvest(
+    convert: Callable[[int, Items, NDArray[np.int64]], Columns], chunk: Chunk, results: Sequence[History], cursor_ns: int, most: int
+) -> Harvest:
+    """Take from an answer to a request from cursor_ns on what is owed; note in the chunk who was served.
+
+    convert: TagStates.history. most: values per node that were asked for.
+    """
+    ends: list[int] = []
+    for debt, one in zip(chunk.debts, results, strict=True):
+        _judge(chunk, debt, one, cursor_ns, most, ends)
+    stop_ns = min(ends, default=None)
+    parts = []
+    for debt, one in zip(chunk.debts, results, strict=True):
+        ts = one.items.source_ns
+        owed = (ts > debt.after_ns) & (ts < debt.before_ns) & (ts >= cursor_ns) & ~np.isin(one.items.quality, _NO_BOUND)
+        if stop_ns is not None:
+            owed &= ts < stop_ns
+        which = np.flatnonzero(owed)
+        which = which[np.argsort(ts[which], kind="stable")]
+        parts.append(convert(debt.number, one.items, which[_first_of_equal(one.items, which)]))
+    return Harvest(concat([part for part in parts if len(part)]), stop_ns)
+
+
+def _judge(chunk: Chunk, debt: Debt, one: History, cursor_ns: int, most: int, ends: list[int]) -> None:
+    """Note whether a node was served and reaches back; add to `ends` where its values end if there are more."""
+    ts = one.items.source_ns
+    if one.status >> _BAD and one.status not in _NOTHING_THERE:
+        chunk.unserved.add(debt.number)
+    if np.any((ts <= debt.after_ns) & (ts != NO_TIME) & ~np.isin(one.items.quality, _NO_BOUND)):
+        chunk.reached.add(debt.number)
+    if not one.point and len(ts) < most:
+        return
+    inside = ts[ts >= cursor_ns]
+    if not len(inside) or np.any(np.diff(ts) < 0):
+        chunk.unserved.add(debt.number)
+    elif inside.max() > cursor_ns:
+        ends.append(int(inside.max()))
+    else:
+        chunk.unserved.add(debt.number)
+        ends.append(cursor_ns + 1)
+
+
+def _first_of_equal(items: Items, which: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places in `which` without those that repeat an earlier one: same time, value and quality."""
+    seen: set[tuple[int, int, int | str, int]] = set()
+    keep = []
+    for place, row in enumerate(which):
+        value = items.value(int(row))
+        key = (int(items.source_ns[row]), int(items.kind[row]), value if isinstance(value, str) else int(items.values[row]), int(items.quality[row]))
+        if key not in seen:
+            seen.add(key)
+            keep.append(place)
+    return np.asarray(keep, np.int64)

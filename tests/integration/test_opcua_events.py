@@ -1,0 +1,58 @@
+"""Events of a node-opcua server as readings: text, severity and time, over a cut, without a Call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from buffer.types import Flag
+from gateway.settings import TagRow
+from tests.integration.test_opcua import make_source, running, until, ups
+from tests.support.opcua_child import settings_for
+from tests.support.opcua_server import OpcuaServer
+from tests.support.proxy import Proxy
+from tests.support.sinks import MemorySink
+
+pytestmark = pytest.mark.peers
+
+
+async def test_every_event_once_over_a_cut_and_never_a_call(tmp_path: Path) -> None:
+    server = OpcuaServer(tmp_path, tags=1, period_ms=500, events_ms=100).start()
+    sink = MemorySink()
+    tags = (
+        TagRow("events", "p/events", "plc", "i=2253", type="event", number=40),
+        TagRow("alarms", "p/alarms", "plc", "i=2253", type="alarm", number=41),
+    )
+    try:
+        settings = settings_for(server.port, 1)
+        async with Proxy(server.port) as proxy:
+            settings = settings_for(proxy.port, 0, tags=settings.tags + tags)
+            async with running(make_source(settings, tmp_path), sink) as task:
+                await until(lambda: sum(row.tag == 40 for row in sink.rows()) > 10, 30, task)
+                proxy.cut(blocked=True)
+                await asyncio.sleep(1)
+                proxy.restore()
+                await until(lambda: ups(sink) == 2, 20, task)
+                before = sum(row.tag == 40 for row in sink.rows())
+                await until(lambda: sum(row.tag == 40 for row in sink.rows()) > before + 10, 20, task)
+    finally:
+        server.stop()
+    rows = [row for row in sink.rows() if row.tag == 40]
+    others = [json.loads(str(row.value)) for row in rows if "Störung" not in str(row.value)]
+    rows = [row for row in rows if "Störung" in str(row.value)]
+    events = [json.loads(str(row.value)) for row in rows]
+    numbers = [int(event["message"].removeprefix("Störung ")) for event in events]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "an event lost, doubled or out of order"
+    assert {event["source"] for event in events} == {"Press7"}
+    assert [event["severity"] for event in events] == [500 + number % 500 for number in numbers]
+    times = [row.ts_ns for row in rows]
+    assert times == sorted(times)
+    assert not any(row.flags & (Flag.TIME_SUBSTITUTED | Flag.OVERFLOW) for row in rows)
+    alarms = [json.loads(str(row.value)) for row in sink.rows() if row.tag == 41]
+    assert {alarm["condition"] for alarm in alarms} == {"LevelHigh"}, "conditions, and nothing else"
+    assert {alarm["active"] for alarm in alarms} == {True, False}
+    assert {one.get("condition") for one in others} == {"LevelHigh"}, "an alarm is an event, too"
+    assert "CallRequest" not in server.services

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from gateway.collect.locks import SourceBusy
 from gateway.errors import EbbgateError
-from gateway.findings import Finding, Level
-from gateway.settings import ModbusSource
+from gateway.findings import Finding, Level, Live
+from gateway.settings import ModbusSource, OpcuaSource
 from gateway.trust.certs import client_context, days_left
 from gateway.trust.keys import load_public, load_signer
 
@@ -20,18 +23,54 @@ WARN_DAYS: Final = 60
 _REFUSED_TYPES: Final = ("tmpfs", "overlay", "nfs", "nfs4", "cifs", "smb3", "fuse", "fuseblk", "ramfs")
 
 
-async def check_all(settings: GatewaySettings, runtime: Runtime, *, contact: bool) -> list[Finding]:
-    """Return what was found, worst first."""
+async def check_all(settings: GatewaySettings, runtime: Runtime, *, contact: bool, live: list[Live] | None = None) -> list[Finding]:
+    """Return what was found, worst first. live: takes what every tag shows. Sources are asked at once, those on one connection in turn."""
     findings = [*_keys(settings), *_certificate(settings, runtime.wall_ns()), *_ring(settings)]
+    lines: dict[str, list[OpcuaSource | ModbusSource]] = {}
     for source in settings.sources:
-        if not source.tags:
-            findings.append(Finding(Level.WARNING, f"source.{source.name}", "has no tags", "Write rows for it in tags.csv."))
-        elif isinstance(source, ModbusSource):
-            from gateway.collect.modbus.probe import check
-
-            findings += await check(source, runtime, settings.state / "collect", contact=contact)
+        lines.setdefault(source.address if isinstance(source, ModbusSource) else source.name, []).append(source)
+    for some in await asyncio.gather(*(_line(settings, runtime, line, contact, live) for line in lines.values())):
+        findings += some
     order = (Level.REFUSED, Level.WARNING, Level.INFO)
     return sorted(findings, key=lambda f: order.index(f.level))
+
+
+async def _line(
+    settings: GatewaySettings, runtime: Runtime, line: list[OpcuaSource | ModbusSource], contact: bool, live: list[Live] | None
+) -> list[Finding]:
+    findings: list[Finding] = []
+    directory = settings.state / "collect"
+    for source in line:
+        if not source.tags:
+            remedy = "Write rows for it in tags.csv" + (f": ebbgate browse {source.name} proposes them." if isinstance(source, OpcuaSource) else ".")
+            findings.append(Finding(Level.WARNING, f"source.{source.name}", "has no tags", remedy))
+        try:
+            findings += await _source(source, runtime, directory, contact, live)
+        except SourceBusy as busy:
+            findings.append(_as_collect_says(source.name, directory, busy))
+    return findings
+
+
+async def _source(
+    source: OpcuaSource | ModbusSource, runtime: Runtime, directory: Path, contact: bool, live: list[Live] | None
+) -> tuple[Finding, ...]:
+    if isinstance(source, ModbusSource):
+        from gateway.collect.modbus import probe
+
+        return await probe.check(source, runtime, directory, contact=contact and bool(source.tags), live=live)
+    from gateway.collect.opcua.check import check
+
+    return await check(source, runtime, directory, contact=contact, live=live)
+
+
+def _as_collect_says(name: str, directory: Path, busy: SourceBusy) -> Finding:
+    """Return what collect published of a source that it is reading now."""
+    try:
+        said = json.loads((directory / "status.json").read_bytes())["sources"][name]
+        about = f"collect says it is {said.get('state')}, {said.get('tags')} tags, {said.get('refused', 0)} refused"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        about = "collect has said nothing about it yet"
+    return Finding(Level.INFO, f"source.{name}", f"not asked: {busy.message}; {about}", busy.remedy)
 
 
 def _keys(settings: GatewaySettings) -> list[Finding]:

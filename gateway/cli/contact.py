@@ -1,40 +1,80 @@
-"""ebbgate check, pause, resume: first contact with sources and the daily handles."""
+"""ebbgate check, pause, resume: are the sources as the tag table says, and the daily handles."""
 
 from __future__ import annotations
 
 import asyncio
 import getpass
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from gateway.cli import emit, printable
+from gateway.cli import emit, printable, printable_lines
 from gateway.cli.processes import config_gateway
 from gateway.errors import EXIT_FINDING, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.findings import Live
+
+VALUE_CHARS_MAX: Final = 40  # of a value in a table; --json has all of it
 
 
 @click.command("check")
 @config_gateway
 @click.option("--offline", is_flag=True, help="Contact no source.")
+@click.option("--values", is_flag=True, help="Show every tag live: value, quality, age, sampling as the source revised it.")
 @click.option("--json", "as_json", is_flag=True)
-def check_command(config: Path, offline: bool, as_json: bool) -> None:
+def check_command(config: Path, offline: bool, values: bool, as_json: bool) -> None:
     """Read configuration, tag table, keys and certificates, and ask every source for every tag; say what is wrong.
 
-    Obeys the load contract of each source. Exit code 1 if something must be mended, 2 if the configuration cannot be read.
+    Obeys the load contract of each source. A source that collect is reading is not asked twice. Exit code 1 if something must be
+    mended, 2 if the configuration cannot be read.
     """
     from gateway.checks import check_all
+    from gateway.cli.owner import as_owner
     from gateway.config import load_gateway
     from gateway.findings import Level
-    from gateway.runtime import real
+    from gateway.runtime import quiet, real
 
     settings = load_gateway(config)
-    findings = asyncio.run(check_all(settings, real(), contact=not offline))
+    live: list[Live] | None = [] if values and not offline else None
+    quiet()
+    with as_owner(settings):
+        findings = asyncio.run(check_all(settings, real(), contact=not offline, live=live))
     data = [{"level": str(f.level), "where": f.where, "what": f.what, "remedy": f.remedy} for f in findings]
     tags = sum(len(source.tags) for source in settings.sources)
-    lines = [str(f) for f in findings] or [f"good: {len(settings.sources)} sources, {tags} tags"]
-    emit({"findings": data, "sources": len(settings.sources), "tags": tags}, as_json, lines)
+    shown = [printable_lines(str(f)) for f in findings] or [f"good: {len(settings.sources)} sources, {tags} tags"]
+    body = {"findings": data, "sources": len(settings.sources), "tags": tags}
+    if live is not None:
+        order = {tag.id: row for row, tag in enumerate(tag for source in settings.sources for tag in source.tags)}
+        live.sort(key=lambda one: order.get(one.id, len(order)))
+        body["values"] = [asdict(one) for one in live]
+        shown = [*_table(live), *shown]
+    emit(body, as_json, shown)
     if any(f.level == Level.REFUSED for f in findings):
         raise SystemExit(EXIT_FINDING)
+
+
+def _table(live: Sequence[Live]) -> list[str]:
+    """Return one line per tag, for people who stand before the display of the machine."""
+    head = f"{'TAG':32} {'VALUE':>16} {'UNIT':8} {'QUALITY':14} {'AGE':>8}  SAMPLED"
+    return [head, *(_line(one) for one in live)]
+
+
+def _line(one: Live) -> str:
+    value, quality = printable(one.value)[:VALUE_CHARS_MAX], printable(one.quality)
+    age = "" if one.age_s is None else _seconds(one.age_s)
+    keeps = f", this server keeps {_seconds(one.keeps_s)}" if one.keeps_s else ""
+    return f"{one.id:32} {value:>16} {printable(one.unit):8} {quality:14} {age:>8}  every {_seconds(one.sampling_s)}{keeps}"
+
+
+def _seconds(seconds: float) -> str:
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if abs(seconds) < 100 else f"{seconds:,.0f} s"  # noqa: PLR2004 -- what fits the column
 
 
 def _control(config: Path, source: str) -> Path:
@@ -74,76 +114,3 @@ def resume_command(source: str, config: Path) -> None:
         return
     remove_file(path)
     click.echo(f"{source} is read again")
-
-
-@click.command("trust")
-@click.argument("source")
-@config_gateway
-@click.option("--yes", is_flag=True, help="Pin it without asking.")
-def trust_command(source: str, config: Path, yes: bool) -> None:
-    """Show the certificate of an OPC UA server and pin it: collect then speaks to no other.
-
-    Compare the fingerprint with the one the server's own tool shows. Asked without security; nothing but the certificate is read.
-    """
-    import hashlib
-
-    from cryptography import x509
-
-    from buffer.storage import make_directory, publish_file
-    from gateway.collect.load import Budget
-    from gateway.collect.opcua.session import server_certificates
-    from gateway.collect.opcua.throttle import Throttle
-    from gateway.config import load_gateway
-    from gateway.runtime import real
-    from gateway.settings import OpcuaSource
-
-    settings = load_gateway(config, pinned=False)
-    wanted = next((one for one in settings.sources if one.name == source and isinstance(one, OpcuaSource)), None)
-    if not isinstance(wanted, OpcuaSource):
-        raise ConfigError(f"no OPC UA source {source!r}", f"Write [source.{source}] with kind and urls in {config}.")
-    world = real()
-    budget = Budget(wanted.load, world.monotonic_ns(), {}, world.wall_ns())
-    offered = asyncio.run(server_certificates(wanted, wanted.urls[0], Throttle(budget, world)))
-    for name in sorted(offered):
-        click.echo(f"offers  {name}")
-    der = offered.get(wanted.security)
-    if not der:
-        raise ConfigError(f"{wanted.urls[0]} does not offer {wanted.security}", f"Set source.{source}.security to one of those above.")
-    certificate = x509.load_der_x509_certificate(der)
-    click.echo(f"subject {printable(certificate.subject.rfc4514_string())}")
-    click.echo(f"until   {certificate.not_valid_after_utc:%Y-%m-%d}")
-    click.echo(f"SHA-256 {hashlib.sha256(der).hexdigest()}")
-    click.echo(f"SHA-1   {hashlib.sha1(der, usedforsecurity=False).hexdigest()}   (what most servers show)")
-    path = wanted.server_certificate or config.resolve().parent / "pki" / "trusted" / f"{source}.der"
-    if path.exists() and path.read_bytes() == der:
-        click.echo(f"pinned already: {path}")
-        return
-    if not yes and not click.confirm("Is this the fingerprint the server itself shows?"):
-        raise click.Abort
-    make_directory(path.parent)
-    publish_file(path, der)
-    click.echo(f"pinned: {path}")
-    if wanted.server_certificate is None:
-        click.echo(f'add to [source.{source}]: server_certificate = "pki/trusted/{source}.der"')
-
-
-@click.command("read")
-@click.argument("source")
-@click.argument("address")
-@config_gateway
-@click.option("--type", "type_", default="", help="As in tags.csv; empty: every type that fits.")
-@click.option("--all-orders", is_flag=True, help="Every byte order.")
-def read_command(source: str, address: str, config: Path, type_: str, all_orders: bool) -> None:
-    """Read one address of a Modbus source and show every way to understand it. Obeys the load contract; stop collect first."""
-    from gateway.collect.modbus.probe import read
-    from gateway.config import load_gateway
-    from gateway.runtime import real
-    from gateway.settings import ModbusSource
-
-    settings = load_gateway(config, pinned=False)
-    wanted = next((one for one in settings.sources if one.name == source and isinstance(one, ModbusSource)), None)
-    if not isinstance(wanted, ModbusSource):
-        raise ConfigError(f"no Modbus source {source!r}", f"Write [source.{source}] with kind and address in {config}.")
-    shown = asyncio.run(read(wanted, real(), settings.state / "collect", address, type_, all_orders=all_orders))
-    for one in shown:
-        click.echo(f"{one.address:10} {one.type:10} {one.order:5} {printable(one.value) or '-':24} {one.raw}")

@@ -24,6 +24,7 @@ from buffer.tagtable import TagTable, decode_table, encode_table
 from gateway import __version__
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
+from gateway.collect.locks import SourceLocks
 from gateway.collect.sealer import run_child
 from gateway.collect.sources import make_sources
 from gateway.collect.tables import Tables, build_tables
@@ -83,7 +84,7 @@ class Collector:
     async def watch(self) -> None:
         """Poll control files, turn events of the ring into notices, publish status, feed the watchdog."""
         while True:
-            paused, resumed = self.control.poll()
+            paused, resumed = self.control.poll(self.runtime.monotonic_ns())
             for name, reason in paused.items():
                 self.writer.notice(NoticeKind.OPERATOR, name, event="paused", reason=reason)
             for name in resumed:
@@ -161,6 +162,7 @@ async def _stop(collector: Collector, commit: asyncio.Task[None], tasks: list[as
     with contextlib.suppress(TimeoutError, asyncio.CancelledError):
         async with asyncio.timeout(STOP_SECONDS_MAX):
             await commit
+    collector.control.close()
     collector.ring.close()
 
 
@@ -185,8 +187,9 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> Collector:
     name = f"addresses-{hashlib.sha256(tables.addresses).hexdigest()[:16]}.json"
     publish_file(settings.state / "collect" / name, tables.addresses, mode=0o600)
     writer = Writer(ring, tables.table, runtime, partial(instant, runtime, clock), settings.ring.commit_ns)
-    control = Control(settings.state / "control")
-    control.poll()
+    locks = SourceLocks(settings.state / "collect", [one.name for one in settings.sources])
+    control = Control(settings.state / "control", locks)
+    control.poll(runtime.monotonic_ns())
     sources = make_sources(runtime, settings, tables.sources, clock, control)
     if before is not None and encode_table(before) != encode_table(tables.table):
         writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=len(tables.table.tags))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from buffer.errors import CorruptError
 from gateway.collect.opcua.decode import Items, decode_items, join_items, ticks_to_ns
 from gateway.collect.opcua.reader import F64, I32, I64, Reader
+from gateway.collect.opcua.status import describe, remedy
 from gateway.collect.opcua.variant import read_diagnostics, read_localized, read_node_id
 from gateway.errors import PlantError
 
@@ -27,7 +28,7 @@ class ServiceFault(PlantError):
     """The server answered a request with a bad status."""
 
     def __init__(self, status: int, context: str) -> None:
-        super().__init__(f"{context}: the server answered 0x{status:08X}")
+        super().__init__(f"{context}: the server answered {describe(status)}", remedy(status))
         self.status = status
 
 
@@ -73,6 +74,9 @@ def _response(data: bytes, wanted: int, context: str) -> Reader:
         message = f"{context}: answer of type {kind}"
         raise CorruptError(message)
     return reader
+
+
+open_answer = _response  # for answers that are parsed elsewhere
 
 
 def _skip_structure(reader: Reader) -> tuple[str, int, int]:
@@ -206,6 +210,7 @@ class Reference(NamedTuple):
     node: str
     name: str
     node_class: int
+    kind: str  # type of the reference: i=46 HasProperty, i=47 HasComponent, ...
 
 
 def parse_browse(data: bytes, following: bool) -> list[tuple[int, bytes, list[Reference]]]:
@@ -216,13 +221,13 @@ def parse_browse(data: bytes, following: bool) -> list[tuple[int, bytes, list[Re
         status, point = reader.u32(), reader.blob() or b""
         references = []
         for _ in range(reader.count()):
-            read_node_id(reader)  # type of the reference
+            kind = read_node_id(reader)
             reader.byte()  # forward
             node = read_node_id(reader)
             reader.skip(2)
             name = reader.text() or ""
             read_localized(reader)
-            references.append(Reference(node, name, int(reader.number(I32))))
+            references.append(Reference(node, name, int(reader.number(I32)), kind))
             read_node_id(reader)  # type definition
         results.append((status, point, references))
     return results

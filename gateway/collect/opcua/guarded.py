@@ -12,6 +12,7 @@ import asyncio
 import dataclasses
 import enum
 import math
+import secrets
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -24,19 +25,20 @@ from asyncua.common.connection import SecureConnection, TransportLimits
 from asyncua.common.utils import Buffer
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import InvalidSignature
-from asyncua.ua.ua_binary import from_binary, uatcp_to_binary
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from asyncua.ua.ua_binary import from_binary, nodeid_from_binary, uatcp_to_binary
 
 from buffer.errors import StoreError
 from gateway.collect import guard
 from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.certificate import fingerprint, first_certificate, public_key
+from gateway.collect.opcua.endpoints import parse_created_session, tokens_of
+from gateway.collect.opcua.security import choose_token, make_policy, read_password, user_pair
 from gateway.errors import ConfigError, EbbgateError, PlantError, TrustError, WriteRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateway.collect.opcua.endpoints import Token
     from gateway.collect.opcua.throttle import Throttle
     from gateway.settings import OpcuaSource
 
@@ -50,13 +52,6 @@ SESSION_TIMEOUT_S: Final = 60.0  # a session nobody uses is gone after this: sma
 PORT_DEFAULT: Final = 4840
 
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _USER_TIMEOUT_MS = 30, 10, 20_000  # stateful firewalls forget after 5 minutes
-_POLICIES: Final[dict[str, Any]] = {
-    "Basic256Sha256": security_policies.SecurityPolicyBasic256Sha256,
-    "Aes128Sha256RsaOaep": security_policies.SecurityPolicyAes128Sha256RsaOaep,
-    "Aes256Sha256RsaPss": security_policies.SecurityPolicyAes256Sha256RsaPss,
-}
-_NO_SECURITY: Final[Any] = security_policies.SecurityPolicyNone
-_MODES: Final = {"Sign": ua.MessageSecurityMode.Sign, "SignAndEncrypt": ua.MessageSecurityMode.SignAndEncrypt}
 
 
 # ---- the guard's three layers ----
@@ -209,7 +204,8 @@ class GuardedUaClient(UaClient):
 class GuardedClient(Client):
     """asyncua's client over guarded parts, with the policy made from pinned files instead of discovery."""
 
-    def __init__(self, settings: OpcuaSource, url: str, throttle: Throttle) -> None:
+    def __init__(self, settings: OpcuaSource, url: str, throttle: Throttle, server: bytes | None = None) -> None:
+        """server: the server's certificate in DER, where it is not pinned."""
         super().__init__(url, REQUEST_TIMEOUT_S)
         self.uaclient = self.guarded = GuardedUaClient(throttle, settings.interface)
         self.name = self.description = "Ebbgate"
@@ -217,52 +213,58 @@ class GuardedClient(Client):
         self.product_uri = "urn:ebbgate"
         self.session_timeout = int(SESSION_TIMEOUT_S * 1000)
         self.max_messagesize, self.max_chunkcount = MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX // 1024
-        self.security_policy = make_policy(settings)
+        self.security_policy = make_policy(settings, server)
         self.uaclient.set_security(self.security_policy)
+        self.tokens: tuple[Token, ...] = ()
+        self.greeted = False  # it answered our Hello: it speaks OPC UA
+        self._waived = bool(settings.waiver)
+        self._url = url
         if settings.user:
             self.set_user(settings.user)
             self.set_password(read_password(settings))
+        pair = user_pair(settings)
+        if pair is not None:
+            self.user_certificate, self.user_private_key = pair
+
+    async def create_session(self) -> Any:
+        """Ask for a session with the URL as configured; what the server answers chooses the kind of login and nothing else."""
+        nonce, policy = secrets.token_bytes(32), self.security_policy
+        request = ua.CreateSessionRequest()
+        wanted = request.Parameters
+        wanted.ClientDescription = ua.ApplicationDescription(
+            self.application_uri, self.product_uri, ua.LocalizedText(self.name), ua.ApplicationType.Client
+        )
+        wanted.EndpointUrl, wanted.SessionName = self._url, "Ebbgate"
+        wanted.ClientNonce, wanted.ClientCertificate = nonce, policy.host_certificate or None
+        wanted.RequestedSessionTimeout, wanted.MaxResponseMessageSize = self.session_timeout, MESSAGE_BYTES_MAX
+        made = parse_created_session(plain_bytes(await self.uaclient._send_request(request)))
+        self.uaclient.session.restore_authentication_token(nodeid_from_binary(Buffer(made.token)))
+        verify: Any = policy.asymmetric_cryptography.verify
+        verify((policy.host_certificate or b"") + nonce, made.signature)
+        shown = first_certificate(made.certificate)
+        if not policy.peer_certificate:
+            policy.peer_certificate = shown or None
+        elif shown and shown != policy.peer_certificate:
+            raise TrustError(f"the session's certificate SHA-256 {fingerprint(shown)} is not that of the channel", _COMPARE)
+        self._server_nonce = cast("Any", made.nonce)
+        self.tokens = tokens_of(made.endpoints, int(policy.Mode), policy.URI)
+        self.session_timeout = int(made.timeout_ms) if math.isfinite(made.timeout_ms) else self.session_timeout
+
+    def server_policy(self, token_type: Any) -> Any:
+        """Return how to log in, as asyncua wants it; raise TrustError rather than send a password readable."""
+        token = choose_token(self.tokens, int(token_type), self.security_policy, waived=self._waived)
+        return ua.UserTokenPolicy(PolicyId=token.policy_id or None, TokenType=token_type, SecurityPolicyUri=token.policy_uri)
+
+    def _encrypt_password(self, password: str, policy_uri: str) -> tuple[bytes, str]:
+        """Encrypt for the server's key (OPC 10000-4, 7.40.2.2), also where its certificate is an odd one."""
+        secret = password.encode() + bytes(self._server_nonce or b"")
+        key = public_key(self.security_policy.peer_certificate or b"")
+        encrypt: Any = security_policies.encrypt_asymmetric
+        data, uri = encrypt(key, len(secret).to_bytes(4, "little") + secret, policy_uri)
+        return data, uri
 
 
-# ---- files: certificates, key, password ----
-
-
-def make_policy(settings: OpcuaSource) -> Any:
-    """Return asyncua's security policy for these settings; raise ConfigError or TrustError."""
-    if settings.security == "None":
-        return _NO_SECURITY()
-    name, _, mode = settings.security.partition(" ")
-    if name not in _POLICIES or mode not in _MODES:
-        choice = ", ".join(f"{policy} {how}" for policy in _POLICIES for how in _MODES)
-        raise ConfigError(f"source {settings.name}: security {settings.security!r} is not offered", f"Write one of: {choice}; or None.")
-    if not (settings.server_certificate and settings.certificate and settings.private_key):
-        raise TrustError(f"source {settings.name}: no pinned server certificate", f"Run: ebbgate trust {settings.name}")
-    try:
-        server = x509.load_der_x509_certificate(first_certificate(settings.server_certificate.read_bytes()))
-        ours = x509.load_der_x509_certificate(settings.certificate.read_bytes())
-        key = serialization.load_pem_private_key(settings.private_key.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise TrustError(
-            f"source {settings.name}: certificate or key cannot be read: {error}",
-            f"Pin the server with `ebbgate trust {settings.name}`; our own pair is made by `ebbgate identity`.",
-        ) from error
-    return _POLICIES[name](server, ours, key, _MODES[mode])
-
-
-def first_certificate(der: bytes) -> bytes:
-    """Return the first certificate of a chain of DER certificates."""
-    return der[: int.from_bytes(der[2:4], "big") + 4] if der[:2] == b"\x30\x82" else der
-
-
-def read_password(settings: OpcuaSource) -> str:
-    """Return the password of the source's account; raise TrustError."""
-    if settings.password_file is None:
-        return ""
-    try:
-        return settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"source {settings.name}: {settings.password_file} cannot be read: {error}"
-        raise TrustError(message, "Write the password into it, mode 0400.") from error
+# ---- addresses and errors ----
 
 
 def endpoint_of(url: str) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 asyncua 2.1 connects, secures and encodes requests; it never reconnects, publishes or decodes data here. Three layers of the guard:
 the request object (GuardedProtocol._send_request), its bytes before encryption (GuardedConnection.message_to_binary) and the socket
-(GuardedTransport). Only this file and session.py import asyncua; the private names they lean on are listed by
+(GuardedTransport). Only this file, security.py and session.py import asyncua; the private names they lean on are listed by
 tests/unit/test_opcua_session.py, which fails when their signatures move.
 """
 

@@ -15,6 +15,7 @@ module.exports = (opcua, server, folder, extras) => {
     own.addTwoStateDiscrete({ componentOf: folder, nodeId: "s=Valve", browseName: "Valve", trueState: "open", falseState: "closed", value: true });
     const kind = own.addEnumerationType({ browseName: "PressMode", enumeration: [{ displayName: "manual", value: 3 }, { displayName: "auto", value: 7 }] });
     add("Mode", kind, 7);
+    add("Slow", "Double", 1, { minimumSamplingInterval: 5000 });
     add("Hidden", "Float", 1, { accessLevel: "CurrentWrite", userAccessLevel: "CurrentWrite" });
   }
   if (extras.odd) {

@@ -24,6 +24,7 @@ SIGNATURES = {
     (UASocketProtocol, "_send_request"): ["self", "request", "timeout", "message_type"],
     (UASocketProtocol, "connection_made"): ["self", "transport"],
     (UASocketProtocol, "data_received"): ["self", "data"],
+    (UASocketProtocol, "_call_callback"): ["self", "request_id", "body"],
     (UASocketProtocol, "send_hello"): ["self", "url", "max_messagesize", "max_chunkcount"],
     (SecureConnection, "__init__"): ["self", "security_policy", "limits"],
     (SecureConnection, "message_to_binary"): ["self", "message", "message_type", "request_id"],

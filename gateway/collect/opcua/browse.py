@@ -31,7 +31,7 @@ DEPTH_MAX: Final = 20
 SEEN_PER_NODE: Final = 10  # references followed for each variable wanted: folders, properties, methods
 PAGES_MAX: Final = 10_000  # BrowseNext for one node; then it gives no end
 NAME_CHARS_MAX: Final = 200  # of one step of a path
-_BROWSE_NAME, _DISPLAY_NAME, _DESCRIPTION, _MINIMUM_SAMPLING = 3, 4, 5, 16  # attribute ids (OPC 10000-6, A.1)
+_BROWSE_NAME, _DESCRIPTION, _MINIMUM_SAMPLING = 3, 5, 19  # attribute ids (OPC 10000-6, A.1)
 _READ: Final = 0b01  # CurrentRead bit of UserAccessLevel
 _OBJECT, _VARIABLE = 1, 2
 _HAS_PROPERTY: Final = "i=46"

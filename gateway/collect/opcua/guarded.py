@@ -27,9 +27,9 @@ from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import InvalidSignature
 from asyncua.ua.ua_binary import from_binary, nodeid_from_binary, uatcp_to_binary
 
-from buffer.errors import StoreError
+from buffer.errors import CorruptError, StoreError
 from gateway.collect import guard
-from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.answers import ServiceFault, open_answer
 from gateway.collect.opcua.certificate import fingerprint, first_certificate, public_key
 from gateway.collect.opcua.endpoints import parse_created_session, tokens_of
 from gateway.collect.opcua.security import choose_token, make_policy, read_password, user_pair
@@ -50,6 +50,7 @@ REQUEST_TIMEOUT_S: Final = 10.0  # a PLC may take seconds to create a thousand i
 CONNECT_TIMEOUT_S: Final = 5.0  # for the socket, and again for the answer to Hello
 SESSION_TIMEOUT_S: Final = 60.0  # a session nobody uses is gone after this: small PLCs have four
 PORT_DEFAULT: Final = 4840
+_CHANNEL_OPENED: Final = 449  # OpenSecureChannelResponse
 
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _USER_TIMEOUT_MS = 30, 10, 20_000  # stateful firewalls forget after 5 minutes
 
@@ -130,6 +131,18 @@ class GuardedProtocol(UASocketProtocol):
         super().data_received(data)
         if self.receive_buffer is not None and len(self.receive_buffer) > CHUNK_BYTES_MAX and self.transport is not None:
             self.transport.abort()
+
+    def _call_callback(self, request_id: int, body: Any) -> None:
+        """Give an answer to who waits for it; a refusal to open the channel as what it is (asyncua asserts)."""
+        if isinstance(body, Buffer) and not self._connection.is_open():
+            try:
+                open_answer(plain_bytes(body), _CHANNEL_OPENED, "OpenSecureChannel")
+            except (ServiceFault, CorruptError) as fault:
+                waiting = self._callbackmap.pop(request_id, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_exception(fault)
+                return
+        super()._call_callback(request_id, body)
 
     async def send_hello(self, url: str, max_messagesize: int = 0, max_chunkcount: int = 0) -> Any:
         """Say Hello with our real limits (asyncua announces 2 GiB)."""

@@ -32,7 +32,10 @@ TRUSTED_FILES_MAX: Final = 256  # in a trust directory
 KEY_BITS_MIN: Final = 2048  # of every policy that is not weak (OPC 10000-7)
 _SEQUENCE, _VERSION_TAG = 0x30, 0xA0
 _BEFORE_KEY: Final = 5  # serial, algorithm, issuer, validity, subject
-_ODD: Final = (ValueError, TypeError, UnsupportedAlgorithm)  # what cryptography raises on what it does not like
+_ODD: Final = (  # what cryptography raises on what it does not like
+    *(ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion),
+    *(x509.UnsupportedGeneralNameType, x509.DuplicateExtension, x509.ExtensionNotFound),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def _uri(one: x509.Certificate) -> str:
     try:
         names = one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return next(iter(names.get_values_for_type(x509.UniformResourceIdentifier)), "")
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, *_ODD):
+    except _ODD:
         return ""
 
 
@@ -215,7 +218,7 @@ def _issuer(one: x509.Certificate, among: Sequence[x509.Certificate]) -> x509.Ce
             if basic.ca:
                 one.verify_directly_issued_by(other)
                 return other
-        except (x509.ExtensionNotFound, x509.DuplicateExtension, InvalidSignature, *_ODD):
+        except (InvalidSignature, *_ODD):
             continue
     return None
 

@@ -146,7 +146,7 @@ async def test_a_server_restart_with_small_limits_brings_every_tag_back(tmp_path
             await until(lambda: len({row.tag for row in sink.rows()}) == 250, 20, task)
             one.stop()
             one.start(start=1_000_000)
-            await until(lambda: len({row.tag for row in sink.rows() if row.value >= 1_000_000}) == 250, 30, task)
+            await until(lambda: len({row.tag for row in sink.rows() if row.value >= 1_000_000}) == 250, 90, task)
     finally:
         one.stop()
     opened = [told for told in sink.told(NoticeKind.GAP) if told["event"] == "opened"]
@@ -380,6 +380,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OpcuaServ
         "application_uri": "urn:ebbgate:test",
         "user": "ebbgate_ro",
         "password_file": directory / "password",
+        "waiver": "",
     }
     yield one, given
     one.stop()

@@ -31,7 +31,7 @@ module.exports = (opcua, server, folder, extras) => {
   }
   for (let i = 0; i < (extras.namespaces || 0); i++) space.registerNamespace("urn:vendor:" + i);
   for (let i = 0; i < (extras.nodes || 0); i++) add("N" + i, "Double", i);
-  if (extras.service_level !== undefined) server.engine.setServiceLevel ? server.engine.setServiceLevel(extras.service_level)
-    : space.findNode("i=2267").setValueFromSource({ dataType: DataType.Byte, value: extras.service_level });
+  if (extras.service_level !== undefined) space.findNode("i=2267").bindVariable(
+    { get: () => new Variant({ dataType: DataType.Byte, value: extras.service_level }) }, true);
   if (extras.no_capabilities) space.deleteNode(space.findNode("i=2268"));
 };

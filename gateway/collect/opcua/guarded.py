@@ -185,7 +185,11 @@ class GuardedUaClient(UaClient):
         try:
             sock.setblocking(False)
             if self._interface:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
+                except OSError as error:
+                    remedy = "Correct `interface`: ip link shows what this box has."
+                    raise PlantError(f"interface {self._interface}: {error.strerror}", remedy) from error
             for level, option, value in (
                 (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
                 (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),

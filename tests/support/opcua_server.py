@@ -15,7 +15,7 @@ import pytest
 
 _HERE = Path(__file__).parent
 _MODULES = (os.environ.get("NODE_PATH", ""), str(_HERE.parents[1] / "ops/ci/opcua-server/node_modules"))
-START_S = 60.0
+START_S = 120.0
 
 
 def node_modules() -> str:

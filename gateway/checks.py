@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,14 +24,25 @@ WARN_DAYS: Final = 60
 _REFUSED_TYPES: Final = ("tmpfs", "overlay", "nfs", "nfs4", "cifs", "smb3", "fuse", "fuseblk", "ramfs")
 
 
-async def check_all(settings: GatewaySettings, runtime: Runtime, *, contact: bool, live: list[Live] | None = None) -> list[Finding]:
-    """Return what was found, worst first. live: takes what every tag shows. Sources are asked at once, those on one connection in turn."""
+async def check_all(
+    settings: GatewaySettings,
+    runtime: Runtime,
+    *,
+    contact: bool,
+    live: list[Live] | None = None,
+    as_owner: AbstractContextManager[None] = nullcontext(),  # noqa: B008 -- does nothing
+) -> list[Finding]:
+    """Return what was found, worst first. live: takes what every tag shows. Sources are asked at once, those on one connection in turn.
+
+    as_owner: entered while sources are asked, so that collect's files stay collect's; keys of other processes are read outside it.
+    """
     findings = [*_keys(settings), *_certificate(settings, runtime.wall_ns()), *_ring(settings)]
     lines: dict[str, list[OpcuaSource | ModbusSource]] = {}
     for source in settings.sources:
         lines.setdefault(source.address if isinstance(source, ModbusSource) else source.name, []).append(source)
-    for some in await asyncio.gather(*(_line(settings, runtime, line, contact, live) for line in lines.values())):
-        findings += some
+    with as_owner:
+        answered = await asyncio.gather(*(_line(settings, runtime, line, contact, live) for line in lines.values()))
+    findings += [one for some in answered for one in some]
     order = (Level.REFUSED, Level.WARNING, Level.INFO)
     return sorted(findings, key=lambda f: order.index(f.level))
 

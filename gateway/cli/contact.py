@@ -42,8 +42,7 @@ def check_command(config: Path, offline: bool, values: bool, as_json: bool) -> N
     settings = load_gateway(config)
     live: list[Live] | None = [] if values and not offline else None
     quiet()
-    with as_owner(settings):
-        findings = asyncio.run(check_all(settings, real(), contact=not offline, live=live))
+    findings = asyncio.run(check_all(settings, real(), contact=not offline, live=live, as_owner=as_owner(settings)))
     data = [{"level": str(f.level), "where": f.where, "what": f.what, "remedy": f.remedy} for f in findings]
     tags = sum(len(source.tags) for source in settings.sources)
     shown = [printable_lines(str(f)) for f in findings] or [f"good: {len(settings.sources)} sources, {tags} tags"]

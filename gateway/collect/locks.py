@@ -6,7 +6,6 @@ paused LET_GO_NS after the pause began, and takes them again when the pause ends
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from buffer.errors import StorageFault
@@ -14,7 +13,7 @@ from buffer.storage import PosixStorage, make_directory
 from gateway.errors import PlantError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
 LET_GO_NS: Final = 3 * 10**9  # a source leaves within a second of a pause
@@ -38,9 +37,11 @@ class SourceLocks:
         """The sources this process may speak with."""
         return self._names
 
-    def holds(self, name: str) -> bool:
-        """Say whether this process may speak with a source."""
-        return name in self._held
+    def watch(self, names: Iterable[str]) -> None:
+        """Speak with these sources from now on: locks of others are given up, those of new ones are taken at the next poll."""
+        self._names = tuple(names)
+        for gone in set(self._held) - set(self._names):
+            self.release(gone)
 
     def take(self, name: str) -> bool:
         """Take a lock if it is free; say whether it is held now."""
@@ -56,15 +57,6 @@ class SourceLocks:
         handle = self._held.pop(name, None)
         if handle is not None:
             self._storage.close(handle)
-
-
-@contextmanager
-def held(locks: SourceLocks, name: str) -> Iterator[None]:
-    """Hold a lock that was taken."""
-    try:
-        yield
-    finally:
-        locks.release(name)
 
 
 async def wait_for_turn(directory: Path, name: str, paused: Callable[[], bool], sleep: Callable[[float], Awaitable[None]]) -> SourceLocks:

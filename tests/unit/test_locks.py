@@ -56,3 +56,11 @@ async def test_collect_that_starts_beside_a_check_waits_for_it(tmp_path):
     assert not control.paused("plc")
     control.close()
     (await turn(directory, "plc")).release("plc")
+
+
+async def test_a_source_that_is_no_longer_configured_is_given_up(tmp_path):
+    _, directory = controlled(tmp_path)
+    locks = SourceLocks(directory, ["plc"])
+    assert locks.take("plc")
+    locks.watch(["meter"])
+    (await turn(directory, "plc")).release("plc")

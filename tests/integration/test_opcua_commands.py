@@ -55,6 +55,17 @@ def config(server: OpcuaServer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.fixture
+def ready(config: Path, server: OpcuaServer) -> Path:
+    """The server pinned and one tag, also where no test before this one did so."""
+    pinned = config.parent / "pki/trusted/press7.der"
+    if not pinned.exists():
+        pinned.parent.mkdir(exist_ok=True)
+        pinned.write_bytes(x509.load_pem_x509_certificate(server.certificate.read_bytes()).public_bytes(serialization.Encoding.DER))
+        (config.parent / "tags.csv").write_text("id,path,source,address\nstate,press7/state,press7,plant:State\n")
+    return config
+
+
 def test_from_nothing_to_every_tag_live(config: Path, server: OpcuaServer) -> None:
     """The first hour: trust, browse into a table, check takes the table as it is, read one value."""
     said = ebbgate("trust", "press7", "--yes", "--config", config)
@@ -112,18 +123,18 @@ def test_a_server_that_does_not_know_us_is_told_apart_and_our_fingerprint_shown(
         strict.stop()
 
 
-def test_a_changed_certificate_is_refused_with_both_fingerprints(config: Path, tmp_path: Path) -> None:
-    pinned = config.parent / "pki/trusted/press7.der"
+def test_a_changed_certificate_is_refused_with_both_fingerprints(ready: Path) -> None:
+    pinned = ready.parent / "pki/trusted/press7.der"
     good = pinned.read_bytes()
-    other = (config.parent / "pki/opcua.der").read_bytes()
+    other = (ready.parent / "pki/opcua.der").read_bytes()
     pinned.write_bytes(other)
     try:
-        said = ebbgate("check", "--config", config, code=1)
+        said = ebbgate("check", "--ready", ready, code=1)
         for der in (good, other):
             digest = hashlib.sha256(der).hexdigest().upper()
             assert ":".join(digest[i : i + 2] for i in range(0, 64, 2)) in said
         assert "ebbgate trust press7" in said
-        said = ebbgate("trust", "press7", "--config", config, "--json")
+        said = ebbgate("trust", "press7", "--ready", ready, "--json")
         assert json.loads(said.splitlines()[-1])["pinned"] is False
         assert pinned.read_bytes() == other, "nothing is pinned unless a person says so"
     finally:
@@ -141,39 +152,39 @@ def test_weak_security_needs_a_reason(config: Path) -> None:
     assert "firmware 1.8, replaced in May" in ebbgate("check", "--config", weak, "--offline")
 
 
-def test_mistakes_on_the_command_line(config: Path) -> None:
-    assert "Sources here: press7" in ebbgate("read", "press8", "ns=1;s=x", "--config", config, code=2)
-    assert "are for Modbus" in ebbgate("read", "press7", "ns=1;s=x", "--type", "float32", "--config", config, code=2)
-    assert "no namespace of that name" in ebbgate("read", "press7", "nsu=urn:nowhere;s=x", "--config", config, code=2)
-    assert "BadNodeIdUnknown" in ebbgate("read", "press7", "plant:Nowhere", "--config", config)
+def test_mistakes_on_the_command_line(ready: Path) -> None:
+    assert "Sources here: press7" in ebbgate("read", "press8", "ns=1;s=x", "--config", ready, code=2)
+    assert "are for Modbus" in ebbgate("read", "press7", "ns=1;s=x", "--type", "float32", "--config", ready, code=2)
+    assert "no namespace of that name" in ebbgate("read", "press7", "nsu=urn:nowhere;s=x", "--config", ready, code=2)
+    assert "BadNodeIdUnknown" in ebbgate("read", "press7", "plant:Nowhere", "--config", ready)
 
 
-def test_a_source_that_somebody_reads_is_not_asked_twice(config: Path) -> None:
+def test_a_source_that_somebody_reads_is_not_asked_twice(ready: Path) -> None:
     from gateway.config import load_gateway
 
-    directory = load_gateway(config).state / "collect"
+    directory = load_gateway(ready).state / "collect"
     locks = SourceLocks(directory, ["press7"])
     assert locks.take("press7")
     try:
-        assert "ebbgate pause press7" in ebbgate("read", "press7", "plant:State", "--config", config, code=3)
-        assert "not asked" in ebbgate("check", "--config", config)
+        assert "ebbgate pause press7" in ebbgate("read", "press7", "plant:State", "--config", ready, code=3)
+        assert "not asked" in ebbgate("check", "--config", ready)
     finally:
         locks.release("press7")
-    ebbgate("read", "press7", "plant:State", "--config", config)
+    ebbgate("read", "press7", "plant:State", "--config", ready)
 
 
-def test_beside_a_running_collect(config: Path) -> None:
+def test_beside_a_running_collect(ready: Path) -> None:
     """collect holds its sources; a pause lets a person in; collect goes on by itself with what was asked counted."""
-    with subprocess.Popen([sys.executable, "-m", "gateway.cli", "collect", "--config", str(config)], stderr=subprocess.DEVNULL) as collect:
+    with subprocess.Popen([sys.executable, "-m", "gateway.cli", "collect", "--config", str(ready)], stderr=subprocess.DEVNULL) as collect:
         try:
-            wait_for(config, "up")
-            assert "ebbgate pause press7" in ebbgate("read", "press7", "plant:State", "--config", config, code=3)
-            assert "collect says it is up" in ebbgate("check", "--config", config)
-            ebbgate("pause", "press7", "--config", config)
-            assert json.loads(ebbgate("read", "press7", "plant:State", "--config", config, "--json"))["value"] == "1"
-            assert wait_for(config, "paused")
-            ebbgate("resume", "press7", "--config", config)
-            assert wait_for(config, "up")
+            wait_for(ready, "up")
+            assert "ebbgate pause press7" in ebbgate("read", "press7", "plant:State", "--config", ready, code=3)
+            assert "collect says it is up" in ebbgate("check", "--config", ready)
+            ebbgate("pause", "press7", "--config", ready)
+            assert json.loads(ebbgate("read", "press7", "plant:State", "--config", ready, "--json"))["value"] == "1"
+            assert wait_for(ready, "paused")
+            ebbgate("resume", "press7", "--config", ready)
+            assert wait_for(ready, "up")
         finally:
             os.kill(collect.pid, signal.SIGTERM)
             collect.wait(30)

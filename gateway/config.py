@@ -187,12 +187,16 @@ def _source(name: str, one: OpcuaTable | ModbusTable, base: Path, box: GatewayTa
         name=name,
         urls=tuple(one.urls),
         security=one.security,
+        waiver=one.security_waiver.strip(),
         server_certificate=base / one.server_certificate if one.server_certificate else None,
+        trusted=base / one.trusted if one.trusted else None,
         certificate=base / one.certificate,
         private_key=base / one.key,
         application_uri=box.application_uri or f"urn:ebbgate:gateway:{box.id}",
         user=one.user,
         password_file=base / one.password_file if one.password_file else None,
+        user_certificate=base / one.user_certificate if one.user_certificate else None,
+        user_key=base / one.user_key if one.user_key else None,
         namespaces=dict(one.namespaces),
         interface=one.interface,
         publish_ns=one.publish,
@@ -229,11 +233,24 @@ def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ..
             raise ConfigError(
                 f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv."
             )
-        secured = isinstance(source, s.OpcuaSource) and source.security != "None"
-        if pinned and secured and isinstance(source, s.OpcuaSource) and source.server_certificate is None:
-            raise ConfigError(
-                f"{path}: source.{source.name} has no server_certificate", f"Pin it: ebbgate trust {source.name} shows and writes it."
-            )
+        if isinstance(source, s.OpcuaSource):
+            _check_security(path, source, pinned)
+
+
+def _check_security(path: Path, source: s.OpcuaSource, pinned: bool) -> None:
+    policy = source.security.strip().partition(" ")[0].replace("_", "")
+    if policy in s.WEAK_POLICIES and not source.waiver:
+        raise ConfigError(
+            f"{path}: source.{source.name}.security {source.security!r} protects nothing that an attacker on the wire cannot break",
+            f"Use Basic256Sha256 SignAndEncrypt; or, where the server has nothing better, say why: source.{source.name}.security_waiver = \"...\"",
+        )
+    if pinned and policy != "None" and source.server_certificate is None and source.trusted is None:
+        raise ConfigError(f"{path}: source.{source.name} has no server_certificate", f"Pin it: ebbgate trust {source.name} shows and writes it.")
+    if (source.user_certificate is None) != (source.user_key is None) or (source.user and source.user_certificate):
+        raise ConfigError(
+            f"{path}: source.{source.name}: the account is not complete, or there are two",
+            "Write user and password_file, or user_certificate and user_key.",
+        )
 
 
 def gathered(checks: Iterable[Callable[[], object]]) -> list[ConfigError]:

@@ -185,11 +185,15 @@ class OpcuaTable(_Source):
     kind: Literal["opcua"]
     urls: list[OpcuaUrl] = Field(min_length=1, max_length=4)
     security: str = "Basic256Sha256 SignAndEncrypt"
+    security_waiver: str = Field("", max_length=200)
     server_certificate: str = ""
+    trusted: str = ""
     certificate: str = "pki/opcua.der"
     key: str = "pki/opcua.key"
     user: str = ""
     password_file: str = ""
+    user_certificate: str = ""
+    user_key: str = ""
     namespaces: dict[str, str] = {}
     publish: Duration = s.SECOND
     history_fill: Duration = 24 * 3600 * s.SECOND

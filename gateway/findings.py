@@ -1,4 +1,4 @@
-"""What a check found: one line a person can act on. Shared by check, the tag file and the probes of sources."""
+"""What a check found: one line a person can act on. Shared by check, the tag file and the probes of sources; and what a tag shows."""
 
 from __future__ import annotations
 
@@ -25,3 +25,22 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.level} {self.where}: {self.what}" + (f"\n  {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One tag as it stands now, for `check --values`. Text from the plant: whoever prints it encodes it.
+
+    quality: in words, "Good" or the status; age_s: since the source's time, None where it gave none; sampling_s: as the source revised it
+    or as it will be polled; keeps_s: of an outage that the server's queue bridges, 0 for none.
+    """
+
+    id: str
+    source: str
+    address: str
+    value: str
+    unit: str
+    quality: str
+    age_s: float | None
+    sampling_s: float
+    keeps_s: float

@@ -104,9 +104,14 @@ def configure_logging(process: str, verbose: bool = False) -> None:
     handler.setFormatter(JsonLines())
     handler.addFilter(Budget())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
-    for name in ("asyncua", "pymodbus", "pymodbus.logging"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet()
     logging.getLogger(process)
+
+
+def quiet() -> None:
+    """Keep libraries that shout about normal faults of a plant from shouting: what they raise is said by us, once."""
+    for name in ("asyncua", "pymodbus", "pymodbus.logging"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def notify(state: str) -> None:

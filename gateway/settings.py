@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SECOND: int = 10**9
 MILLISECOND: int = 10**6
+WEAK_POLICIES: frozenset[str] = frozenset({"None", "Basic256", "Basic128Rsa15"})  # OPC 10000-7: deprecated, or no protection at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,16 @@ class OpcuaSource:
     name: str
     urls: tuple[str, ...]  # used as written, in order; discovery answers are not followed
     security: str = "Basic256Sha256 SignAndEncrypt"  # policy and mode, or "None" (a waiver, shown everywhere)
-    server_certificate: Path | None = None  # pinned, DER; None only with security None
+    waiver: str = ""  # why a weak policy is borne; shown in check, status and notices
+    server_certificate: Path | None = None  # pinned, DER; None only with security None or `trusted`
+    trusted: Path | None = None  # directory of authorities and certificates; used where none is pinned
     certificate: Path | None = None  # our application certificate, DER
     private_key: Path | None = None  # PEM
     application_uri: str = ""
     user: str = ""
     password_file: Path | None = None
+    user_certificate: Path | None = None  # login by certificate instead of user and password
+    user_key: Path | None = None
     namespaces: Mapping[str, str] = field(default_factory=dict)  # alias -> namespace URI
     interface: str = ""  # SO_BINDTODEVICE
     publish_ns: int = SECOND

@@ -60,12 +60,16 @@ addresses = false                    # true: PLC addresses and node ids leave th
 # kind     = "opcua"
 # urls     = ["opc.tcp://192.168.10.7:4840"]   # used as written, in this order; discovery answers are not followed
 # interface = "ot0"                  # SO_BINDTODEVICE: twin machines may share one subnet; "": any
-# security = "Basic256Sha256 SignAndEncrypt"   # or "None": a waiver that shows everywhere
+# security = "Basic256Sha256 SignAndEncrypt"   # or Aes128_Sha256_RsaOaep, Aes256_Sha256_RsaPss; a weak policy needs the next line
+# security_waiver = ""               # why a policy is used that protects nothing ("None", Basic256, Basic128Rsa15); shown everywhere
 # server_certificate = "pki/trusted/press7.der"   # written by: ebbgate trust press7
+# trusted  = "pki/trusted-cas"       # instead of a pin: a directory of CA certificates and revocation lists
 # certificate = "pki/opcua.der"      # ours: import it at the server; 20 years, renewing it may mean a download to the PLC
 # key      = "pki/opcua.key"
 # user     = "ebbgate_ro"            # an account that may read only; "": anonymous
 # password_file = "secrets/press7"   # mode 0600; a refused login is retried after 15 min, 1 h, 6 h: no lock-outs
+# user_certificate = "pki/user.der"  # instead of user and password: an account known by certificate
+# user_key = "pki/user.key"
 # namespaces = { s7 = "http://www.siemens.com/simatic-s7-opcua" }   # alias in tags.csv -> namespace URI
 # publish  = "1 s"                   # how often the server sends
 # history_fill = "24 h"              # never asks the server for more than this after an absence; "0": never

@@ -27,8 +27,9 @@ COMMANDS: Final = {
     "enroll": ("identity", "Enrol this gateway with a one-time code from the CA."),
     "identity": ("identity", "Keys and certificates of this machine: show, install, renew, rotate."),
     "check": ("contact", "Explain every mistake in the configuration and test every source."),
-    "trust": ("contact", "Show an OPC UA server's certificate and pin it."),
-    "read": ("contact", "Read one address of a Modbus source and show every way to understand it."),
+    "trust": ("discover", "Show an OPC UA server's certificate and pin it; and ours, where the server does not trust us."),
+    "browse": ("discover", "List what an OPC UA server has, as a tag table ready for use."),
+    "read": ("discover", "Read one address of a source, to compare with the machine's own display."),
     "pause": ("contact", "Leave a source alone: Ebbgate disconnects within a second."),
     "resume": ("contact", "Connect to a paused source again."),
     "collect": ("processes", "Read the sources into the ring (OT process)."),
@@ -116,3 +117,8 @@ def emit(data: Any, as_json: bool, lines: Sequence[str]) -> None:  # noqa: ANN40
 def printable(text: str) -> str:
     """Return plant text safe for a terminal: control characters (C0, C1, DEL) become U+FFFD."""
     return "".join("\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in text)  # noqa: PLR2004
+
+
+def printable_lines(text: str) -> str:
+    """Return text of several lines safe for a terminal, line ends kept."""
+    return "\n".join(printable(line) for line in text.split("\n"))

@@ -1,11 +1,12 @@
-"""ebbgate check, pause, resume: first contact with sources and the daily handles."""
+"""ebbgate check, pause, resume: are the sources as the tag table says, and the daily handles."""
 
 from __future__ import annotations
 
 import asyncio
 import getpass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,43 +16,58 @@ from gateway.cli.processes import config_gateway
 from gateway.errors import EXIT_FINDING, ConfigError
 
 if TYPE_CHECKING:
-    from gateway.findings import Finding
+    from collections.abc import Sequence
+
+    from gateway.findings import Finding, Live
+
+VALUE_CHARS_MAX: Final = 40  # of a value in a table; --json has all of it
 
 
 @click.command("check")
 @config_either
 @click.option("--offline", is_flag=True, help="Contact no source and no receiver.")
+@click.option("--values", is_flag=True, help="Show every tag live: value, quality, age, sampling as the source revised it.")
 @click.option("--json", "as_json", is_flag=True)
-def check_command(config: Path, offline: bool, as_json: bool) -> None:
+def check_command(config: Path, offline: bool, values: bool, as_json: bool) -> None:
     """Read configuration, tag table, keys, certificates, disks and clock, and ask every source and the receiver; say what is wrong.
 
-    Obeys the load contract of each source. Exit code 0: good (warnings may remain), 1: something must be mended, 2: the configuration
-    cannot be read, 3: the environment does not allow to look.
+    Obeys the load contract of each source; a source that collect is reading is not asked twice. Exit code 0: good (warnings may remain),
+    1: something must be mended, 2: the configuration cannot be read, 3: the environment does not allow to look.
     """
     from gateway.checks import check_all, check_site
+    from gateway.cli.owner import as_owner
     from gateway.config import is_gateway_file, load_gateway, load_site
     from gateway.findings import Level
-    from gateway.runtime import real
+    from gateway.runtime import quiet, real
 
+    live: list[Live] | None = None
     if is_gateway_file(config):
         box = load_gateway(config)
-        findings = asyncio.run(check_all(box, real(), contact=not offline))
+        live = [] if values and not offline else None
+        quiet()
+        findings = asyncio.run(check_all(box, real(), contact=not offline, live=live, as_owner=as_owner(box)))
         counts = {"sources": len(box.sources), "tags": sum(len(source.tags) for source in box.sources)}
+        order = {tag.id: row for row, tag in enumerate(tag for source in box.sources for tag in source.tags)}
     else:
         site = load_site(config)
-        findings = check_site(site, real())
+        findings, order = check_site(site, real()), {}
         counts = {"gateways": len(site.gateways), "sinks": len(site.sinks) + (site.lake is not None)}
-    data = [{"level": str(f.level), "where": f.where, "what": f.what, "remedy": f.remedy} for f in findings]
-    emit({"findings": data, **counts}, as_json, [*map(_line, findings), _sum(findings, counts)])
+    body: dict[str, Any] = {"findings": [{"level": str(f.level), "where": f.where, "what": f.what, "remedy": f.remedy} for f in findings], **counts}
+    lines = [*map(_line, findings), _sum(findings, counts)]
+    if live is not None:
+        live.sort(key=lambda one: order.get(one.id, len(order)))
+        body["values"] = [asdict(one) for one in live]
+        lines = [*_table(live), *lines]
+    emit(body, as_json, lines)
     if any(f.level == Level.REFUSED for f in findings):
         raise SystemExit(EXIT_FINDING)
 
 
-_SHOWN = {"refused": "ERROR", "warning": "WARN", "info": "ok"}
+_WORDS: Final = {"refused": "ERROR", "warning": "WARN", "info": "ok"}
 
 
 def _line(one: Finding) -> str:
-    text = f"{_SHOWN[one.level]:6} {one.where}: {one.what}" + (f"\n       {one.remedy}" if one.remedy else "")
+    text = f"{_WORDS[one.level]:6} {one.where}: {one.what}" + (f"\n       {one.remedy}" if one.remedy else "")
     return "\n".join(printable(part) for part in text.split("\n"))
 
 
@@ -59,6 +75,25 @@ def _sum(findings: list[Finding], counts: dict[str, int]) -> str:
     errors, warnings = (sum(f.level == level for f in findings) for level in ("refused", "warning"))
     said = ", ".join(f"{number} {name}" for name, number in counts.items())
     return f"{said}: {errors} errors, {warnings} warnings" if errors or warnings else f"{said}: good"
+
+
+def _table(live: Sequence[Live]) -> list[str]:
+    """Return one line per tag, for people who stand before the display of the machine."""
+    head = f"{'TAG':32} {'VALUE':>16} {'UNIT':8} {'QUALITY':14} {'AGE':>8}  SAMPLED"
+    return [head, *(_shown(one) for one in live)]
+
+
+def _shown(one: Live) -> str:
+    value, quality = printable(one.value)[:VALUE_CHARS_MAX], printable(one.quality)
+    age = "" if one.age_s is None else _seconds(one.age_s)
+    keeps = f", this server keeps {_seconds(one.keeps_s)}" if one.keeps_s else ""
+    return f"{one.id:32} {value:>16} {printable(one.unit):8} {quality:14} {age:>8}  every {_seconds(one.sampling_s)}{keeps}"
+
+
+def _seconds(seconds: float) -> str:
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if abs(seconds) < 100 else f"{seconds:,.0f} s"  # noqa: PLR2004 -- what fits the column
 
 
 def _control(config: Path, source: str) -> Path:
@@ -98,76 +133,3 @@ def resume_command(source: str, config: Path) -> None:
         return
     remove_file(path)
     click.echo(f"{source} is read again")
-
-
-@click.command("trust")
-@click.argument("source")
-@config_gateway
-@click.option("--yes", is_flag=True, help="Pin it without asking.")
-def trust_command(source: str, config: Path, yes: bool) -> None:
-    """Show the certificate of an OPC UA server and pin it: collect then speaks to no other.
-
-    Compare the fingerprint with the one the server's own tool shows. Asked without security; nothing but the certificate is read.
-    """
-    import hashlib
-
-    from cryptography import x509
-
-    from buffer.storage import make_directory, publish_file
-    from gateway.collect.load import Budget
-    from gateway.collect.opcua.session import server_certificates
-    from gateway.collect.opcua.throttle import Throttle
-    from gateway.config import load_gateway
-    from gateway.runtime import real
-    from gateway.settings import OpcuaSource
-
-    settings = load_gateway(config, pinned=False)
-    wanted = next((one for one in settings.sources if one.name == source and isinstance(one, OpcuaSource)), None)
-    if not isinstance(wanted, OpcuaSource):
-        raise ConfigError(f"no OPC UA source {source!r}", f"Write [source.{source}] with kind and urls in {config}.")
-    world = real()
-    budget = Budget(wanted.load, world.monotonic_ns(), {}, world.wall_ns())
-    offered = asyncio.run(server_certificates(wanted, wanted.urls[0], Throttle(budget, world)))
-    for name in sorted(offered):
-        click.echo(f"offers  {name}")
-    der = offered.get(wanted.security)
-    if not der:
-        raise ConfigError(f"{wanted.urls[0]} does not offer {wanted.security}", f"Set source.{source}.security to one of those above.")
-    certificate = x509.load_der_x509_certificate(der)
-    click.echo(f"subject {printable(certificate.subject.rfc4514_string())}")
-    click.echo(f"until   {certificate.not_valid_after_utc:%Y-%m-%d}")
-    click.echo(f"SHA-256 {hashlib.sha256(der).hexdigest()}")
-    click.echo(f"SHA-1   {hashlib.sha1(der, usedforsecurity=False).hexdigest()}   (what most servers show)")
-    path = wanted.server_certificate or config.resolve().parent / "pki" / "trusted" / f"{source}.der"
-    if path.exists() and path.read_bytes() == der:
-        click.echo(f"pinned already: {path}")
-        return
-    if not yes and not click.confirm("Is this the fingerprint the server itself shows?"):
-        raise click.Abort
-    make_directory(path.parent)
-    publish_file(path, der)
-    click.echo(f"pinned: {path}")
-    if wanted.server_certificate is None:
-        click.echo(f'add to [source.{source}]: server_certificate = "pki/trusted/{source}.der"')
-
-
-@click.command("read")
-@click.argument("source")
-@click.argument("address")
-@config_gateway
-@click.option("--type", "type_", default="", help="As in tags.csv; empty: every type that fits.")
-@click.option("--all-orders", is_flag=True, help="Every byte order.")
-def read_command(source: str, address: str, config: Path, type_: str, all_orders: bool) -> None:
-    """Read one address of a Modbus source and show every way to understand it. Obeys the load contract; stop collect first."""
-    from gateway.collect.modbus.probe import read
-    from gateway.config import load_gateway
-    from gateway.runtime import real
-    from gateway.settings import ModbusSource
-
-    settings = load_gateway(config, pinned=False)
-    wanted = next((one for one in settings.sources if one.name == source and isinstance(one, ModbusSource)), None)
-    if not isinstance(wanted, ModbusSource):
-        raise ConfigError(f"no Modbus source {source!r}", f"Write [source.{source}] with kind and address in {config}.")
-    shown = asyncio.run(read(wanted, real(), settings.state / "collect", address, type_, all_orders=all_orders))
-    for one in shown:
-        click.echo(f"{one.address:10} {one.type:10} {one.order:5} {printable(one.value) or '-':24} {one.raw}")

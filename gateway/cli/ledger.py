@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gateway.cli import emit
+from gateway.cli import emit, printable
 from gateway.cli.processes import SITE_TOML
 from gateway.errors import EXIT_FINDING, ConfigError
 
@@ -78,9 +78,17 @@ def status_command(config: Path, as_json: bool) -> None:
         state = "never ran here" if age is None else f"silent for {age:.0f} s" if silent else "running"
         lines.append(f"{name:8} {state}" + (f"  {trouble}" if trouble else ""))
         lines += [f"         {key} = {value}" for key, value in report.items() if isinstance(value, int | float | str) and value and key != "time_ns"]
+        lines += [_source_line(one, about) for one, about in report.get("sources", {}).items()]
     emit(reports, as_json, lines)
     if bad:
         raise SystemExit(EXIT_FINDING)
+
+
+def _source_line(name: str, about: dict[str, Any]) -> str:
+    """Return how one source is doing, and the waiver under which it is read."""
+    waiver = f"; WAIVER: security {about['security']}: {about['security_waiver']}" if about.get("security_waiver") else ""
+    why = f" ({about['reason']})" if about.get("reason") else ""
+    return "         " + printable(f"source {name} is {about.get('state')}{why}{waiver}")
 
 
 def _places(config: Path) -> list[tuple[str, Path]]:

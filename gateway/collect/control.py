@@ -1,14 +1,20 @@
 """Requests of people, as files in <state>/control/, written by an operator group and polled here. Nothing is written back.
 
-`pause/<source>`: while the file exists, that source is left alone. Its first line says who and why.
+`pause/<source>`: while the file exists, that source is left alone. Its first line says who and why. Also left alone is a source whose lock
+another process holds: somebody's `check`, `browse` or `read` (gateway.collect.locks).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gateway.collect.locks import LET_GO_NS
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from gateway.collect.locks import SourceLocks
 
 PAUSE_FILES_MAX: Final = 4_096  # one per source at the most; a directory filled by mistake costs no memory
 _REASON_CHARS_MAX: Final = 200
@@ -17,13 +23,15 @@ _REASON_CHARS_MAX: Final = 200
 class Control:
     """The requests in force. `poll` reads the directory; sources ask `paused`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, locks: SourceLocks | None = None) -> None:
         self._directory = directory / "pause"
+        self._locks = locks
         self._paused: dict[str, str] = {}
         self.fault = ""  # why the requests cannot be read; those in force stay
+        self._since_ns: dict[str, int] = {}
 
-    def poll(self) -> tuple[dict[str, str], set[str]]:
-        """Read the directory; return what was newly paused (source -> reason) and what was resumed."""
+    def poll(self, now_ns: int = 0) -> tuple[dict[str, str], set[str]]:
+        """Read the directory; return what was newly paused (source -> reason) and what was resumed. now_ns: monotonic."""
         now: dict[str, str] = {}
         try:
             for path in sorted(self._directory.iterdir())[:PAUSE_FILES_MAX]:
@@ -35,6 +43,7 @@ class Control:
             self.fault = f"{self._directory} cannot be read: {error.strerror or error}"
             return {}, set()
         self.fault = ""
+        now |= self._locked(now, now_ns)
         new = {name: reason for name, reason in now.items() if name not in self._paused}
         gone = set(self._paused) - set(now)
         self._paused = now
@@ -43,6 +52,28 @@ class Control:
     def paused(self, source: str) -> bool:
         """Say whether a person asked to leave this source alone."""
         return source in self._paused
+
+    def watch(self, names: Iterable[str]) -> None:
+        """Speak with these sources from now on."""
+        if self._locks is not None:
+            self._locks.watch(names)
+
+    def close(self) -> None:
+        """Give all locks up."""
+        for name in self._locks.names if self._locks else ():
+            if self._locks:
+                self._locks.release(name)
+
+    def _locked(self, paused: dict[str, str], now_ns: int) -> dict[str, str]:
+        """Take and give up locks as pauses begin and end; return the sources that another process has."""
+        self._since_ns = {name: self._since_ns.get(name, now_ns) for name in paused}
+        others: dict[str, str] = {}
+        for name in self._locks.names if self._locks else ():
+            if self._locks and name not in paused and not self._locks.take(name):
+                others[name] = "somebody's check, browse or read is at it"
+            elif self._locks and name in paused and now_ns - self._since_ns[name] >= LET_GO_NS:
+                self._locks.release(name)
+        return others
 
     @staticmethod
     def _reason(path: Path) -> str:

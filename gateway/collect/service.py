@@ -26,6 +26,7 @@ from gateway.collect.absence import markers_after
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
 from gateway.collect.crew import STOP_SECONDS_MAX, Crew
+from gateway.collect.locks import SourceLocks
 from gateway.collect.reload import FINDINGS_SHOWN_MAX, Reloader, tag_changes
 from gateway.collect.scrubber import Scrubber
 from gateway.collect.sealer import Sealer
@@ -73,7 +74,8 @@ class Collector:
     async def obey(self) -> None:
         """Look what people ask for: a paused device is left within a second."""
         while True:
-            paused, resumed = self.control.poll()
+            self.control.watch(one.name for one in self.reloader.tables.sources)
+            paused, resumed = self.control.poll(self.runtime.monotonic_ns())
             for name, reason in paused.items():
                 self.writer.notice(NoticeKind.OPERATOR, name, event="paused", reason=reason)
             for name in resumed:
@@ -209,6 +211,7 @@ async def _stop(collector: Collector, commit: asyncio.Task[None], loops: list[as
     with contextlib.suppress(TimeoutError, asyncio.CancelledError):
         async with asyncio.timeout(STOP_SECONDS_MAX):
             await commit
+    collector.control.close()
     collector.ring.close()
 
 
@@ -227,8 +230,8 @@ def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Ca
     ring, tables, clock = opened.ring, opened.tables, opened.clock
     now = partial(instant, runtime, clock)
     writer = Writer(ring, tables.table, runtime, now, settings.ring.commit_ns)
-    control = Control(settings.state / "control")
-    control.poll()
+    control = Control(settings.state / "control", SourceLocks(settings.state / "collect", [one.name for one in tables.sources]))
+    control.poll(runtime.monotonic_ns())
     maker = Maker(runtime, settings.state / "collect", clock, control)
     sealer = Sealer(runtime, writer, ring, opened.root, now, settings.ring.seal_ns)
     reloader = Reloader(runtime, settings, tables, load or (lambda: settings), ring, writer)

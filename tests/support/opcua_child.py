@@ -29,7 +29,7 @@ def settings_for(port: int, count: int, **more: object) -> Settings:
     every = 0: the server reports each change as it happens. With a sampling timer a busy test machine skips values before anybody asks.
     """
     rows = tuple(TagRow(f"t{i}", f"p/t{i}", "plc", f"ns=1;s=Tag{i:05d}", every_ns=0, number=16 + i) for i in range(count))
-    given = {"security": "None", "publish_ns": 200 * MS, "load": Load(requests_per_s=50), "tags": rows} | more
+    given = {"security": "None", "waiver": "test", "publish_ns": 200 * MS, "load": Load(requests_per_s=50), "tags": rows} | more
     return Settings("plc", (f"opc.tcp://127.0.0.1:{port}",), **given)  # type: ignore[arg-type]
 
 

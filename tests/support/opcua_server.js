@@ -3,19 +3,21 @@
 // Beside them one variable of every type, set once. log: a file that gets "<tick> <ms>" for every value the tags ever held, before they hold it.
 const opcua = require("node-opcua");
 const { OPCUAServer, Variant, DataType, StatusCodes, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager, VariantArrayType } = opcua;
-const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0, slow_from: 1e9, log: "", events_ms: 0 }, JSON.parse(process.argv[2]));
+const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0,
+  slow_from: 1e9, log: "", events_ms: 0,
+  policies: null, modes: null, accept: true, max_browse: 0, max_sessions: 4, hostname: "127.0.0.1", advertised: null, extras: {} }, JSON.parse(process.argv[2]));
 
 (async () => {
   const options = {
-    port: set.port, hostname: "127.0.0.1", host: "127.0.0.1",
-    securityPolicies: set.secure ? [SecurityPolicy.Basic256Sha256] : [SecurityPolicy.None],
-    securityModes: set.secure ? [MessageSecurityMode.SignAndEncrypt] : [MessageSecurityMode.None],
+    port: set.port, hostname: set.hostname, host: "127.0.0.1", advertisedEndpoints: set.advertised || undefined,
+    securityPolicies: (set.policies || [set.secure ? "Basic256Sha256" : "None"]).map((name) => SecurityPolicy[name]),
+    securityModes: (set.modes || [set.secure ? "SignAndEncrypt" : "None"]).map((name) => MessageSecurityMode[name]),
     allowAnonymous: !set.user,
     userManager: { isValidUser: (user, password) => user === set.user && password === set.password },
-    serverCertificateManager: new OPCUACertificateManager({ rootFolder: set.pki, automaticallyAcceptUnknownCertificate: true }),
+    serverCertificateManager: new OPCUACertificateManager({ rootFolder: set.pki, automaticallyAcceptUnknownCertificate: set.accept }),
     serverCapabilities: {
-      maxSessions: 4, maxSubscriptions: 20, maxMonitoredItems: 100000, maxMonitoredItemsPerSubscription: 100000,
-      operationLimits: { maxMonitoredItemsPerCall: set.max_items || 10000, maxNodesPerRead: set.max_read || 10000, maxNodesPerHistoryReadData: 10 },
+      maxSessions: set.max_sessions, maxSubscriptions: 20, maxMonitoredItems: 100000, maxMonitoredItemsPerSubscription: 100000,
+      operationLimits: { maxMonitoredItemsPerCall: set.max_items || 10000, maxNodesPerRead: set.max_read || 10000, maxNodesPerHistoryReadData: 10, maxNodesPerBrowse: set.max_browse || 1000 },
     },
   };
   const server = new OPCUAServer(options);
@@ -54,6 +56,7 @@ const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max
       });
     }, set.events_ms);
   }
+  require("./opcua_extras.js")(opcua, server, folder, set.extras);
   const seen = new Set();
   server.on("request", (request) => {
     const name = request.constructor.name;

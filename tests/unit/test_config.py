@@ -24,7 +24,7 @@ SITE_WORDS = {"NAME": "dmz", "LISTEN": "10.20.0.5:8443", "LANDING": "/var/lib/eb
 MADE_UP = {  # shown in the template with a value that is no default, because there is none or it is off
     *("id", "site", "url", "address", "name", "listen", "proxy", "urls", "interface", "server_certificate", "user", "password_file"),
     *("namespaces", "alive", "load", "allowed", "forbidden", "kind", "application_uri", "revoked", "streams", "path", "dsn_file"),
-    *("webhook_file", "mail", "clock", "renamed", "retired", "sources", "max_size"),
+    *("webhook_file", "mail", "clock", "renamed", "retired", "sources", "max_size", "trusted", "user_certificate", "user_key"),
 }  # fmt: skip
 
 

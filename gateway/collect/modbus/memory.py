@@ -33,14 +33,22 @@ class Memory:
     def __init__(self, path: Path, load: Load, runtime: Runtime) -> None:
         self._path = path
         self._runtime = runtime
+        self._load = load
         saved = self._read()
-        now, wall = runtime.monotonic_ns(), runtime.wall_ns()
-        budget = saved.get("load")
-        # Even without a file the first request waits one interval: the file may be the thing that was lost.
-        self.budget = Budget(load, now, budget if isinstance(budget, dict) else {}, wall)
+        wall = runtime.wall_ns()
+        self.budget = self._budget(saved)
         since = saved.get("cuts_wall_ns")
         self._cuts_wall_ns = since if type(since) is int and 0 <= wall - since < CUTS_KEPT_NS else wall
         self.holes = Holes(restore_cuts(saved.get("cuts")) if self._cuts_wall_ns == since else Cuts())
+
+    def _budget(self, saved: dict[str, object]) -> Budget:
+        """Even without a file the first request waits one interval: the file may be the thing that was lost."""
+        budget = saved.get("load")
+        return Budget(self._load, self._runtime.monotonic_ns(), budget if isinstance(budget, dict) else {}, self._runtime.wall_ns())
+
+    def reload(self) -> None:
+        """Take the budget over again: another process may have asked the device during a pause."""
+        self.budget = self._budget(self._read())
 
     def _read(self) -> dict[str, object]:
         try:

@@ -1,6 +1,6 @@
 """First contact with a Modbus device, for `ebbgate check` and `ebbgate read`. Obeys and charges the same load contract as collect.
 
-Runs as collect's user, under collect's lock: never beside a running source of the same name.
+Runs as collect's user, under collect's lock: never beside a running source of the same name (gateway.collect.locks.SourceBusy).
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from buffer.types import Kind
+from gateway.collect.locks import SourceBusy, wait_for_turn
 from gateway.collect.modbus.decode import Decoder, Field, parse_type
 from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, parse_identification, read_pdu
-from gateway.collect.modbus.group import Group
+from gateway.collect.modbus.group import Group, quality_of
 from gateway.collect.modbus.hub import Hub
 from gateway.collect.modbus.memory import Memory
 from gateway.collect.modbus.plan import Cuts, Span, compile_tags, parse_address, rules_of
 from gateway.errors import ConfigError, PlantError
-from gateway.findings import Finding, Level
+from gateway.findings import Finding, Level, Live
 from gateway.tagfile import ORDERS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.collect.modbus.decode import Values
+    from gateway.collect.modbus.plan import Block
     from gateway.runtime import Runtime
     from gateway.settings import ModbusSource
 
@@ -48,6 +50,8 @@ class Shown:
 @asynccontextmanager
 async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) -> AsyncIterator[Ask]:
     """Give a function that sends one PDU when the load contract lets it, and raises what goes wrong."""
+    paused = directory.parent / "control" / "pause" / settings.name
+    locks = await wait_for_turn(directory, settings.name, paused.exists, runtime.sleep)
     memory = Memory(directory / f"{settings.name}.json", settings.load, runtime)
     hub = Hub(runtime)
     hub.join(settings.name)
@@ -70,12 +74,16 @@ async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) ->
     finally:
         hub.leave(settings.name)
         await memory.save()
+        locks.release(settings.name)
 
 
-async def check(settings: ModbusSource, runtime: Runtime, directory: Path, *, contact: bool = True) -> tuple[Finding, ...]:
+async def check(
+    settings: ModbusSource, runtime: Runtime, directory: Path, *, contact: bool = True, live: list[Live] | None = None
+) -> tuple[Finding, ...]:
     """Return what is wrong with the tags of a source, what its plan costs, and (contact) what the device refuses.
 
-    directory: <state>/collect. With contact every block of the plan is read once, and refused blocks value by value.
+    directory: <state>/collect. With contact every block of the plan is read once, and refused blocks value by value. live: takes what
+    every tag shows. Raise SourceBusy if collect reads it now.
     """
     points, found = compile_tags(settings)
     findings = list(found)
@@ -88,7 +96,9 @@ async def check(settings: ModbusSource, runtime: Runtime, directory: Path, *, co
     if contact:
         try:
             async with _contact(settings, runtime, directory) as ask:
-                findings += await _try_all(settings, groups, ask)
+                findings += await _try_all(settings, groups, ask, live)
+        except SourceBusy:
+            raise
         except PlantError as error:
             findings.append(Finding(Level.REFUSED, f"source.{settings.name}", error.message, "Check address, cable, switch and firewall."))
     return tuple(findings)
@@ -105,7 +115,7 @@ def _cost(settings: ModbusSource, groups: list[Group]) -> list[Finding]:
     return [Finding(Level.INFO, where, what)]
 
 
-async def _try_all(settings: ModbusSource, groups: list[Group], ask: Ask) -> list[Finding]:
+async def _try_all(settings: ModbusSource, groups: list[Group], ask: Ask, live: list[Live] | None) -> list[Finding]:
     findings: list[Finding] = []
     if settings.identify:
         try:
@@ -114,33 +124,48 @@ async def _try_all(settings: ModbusSource, groups: list[Group], ask: Ask) -> lis
         except Refused as refused:
             findings.append(Finding(Level.INFO, f"source.{settings.name}", f"the device does not identify itself: {refused.message}"))
     for group in groups:
-        for block in group.blocks:
+        poll = group.begin()
+        for index, block in enumerate(group.blocks):
             if len(findings) >= FINDINGS_MAX:
                 findings.append(Finding(Level.REFUSED, f"source.{settings.name}", "and more", "Is it the right unit, and the right device?"))
                 return findings
-            findings += await _try_block(group, block.span, block.values, ask)
+            data = await _answer(block.span, ask)
+            if isinstance(data, Refused):
+                poll.fail(index, quality_of(data), 0)
+                findings += await _try_values(group, block, ask)
+            else:
+                poll.put(index, data, 0)
+        if live is not None:
+            live += _lives(settings, group, group.decode(poll))
     return findings
 
 
-async def _try_block(group: Group, span: Span, values: tuple[Span, ...], ask: Ask) -> list[Finding]:
-    if await _refusal(span, ask) is None:
-        return []
+async def _try_values(group: Group, block: Block, ask: Ask) -> list[Finding]:
+    """Name the values of a refused block that are refused alone too."""
     findings = []
-    for value in values:
-        refused = await _refusal(value, ask)
-        if refused is not None:
+    for value in block.values:
+        refused = await _answer(value, ask)
+        if isinstance(refused, Refused):
             tags = [point.tag for point in group.points if point.span == value]
             where = ", ".join(f"row {tag.line}, {tag.id}" if tag.line else tag.id for tag in tags)
             findings.append(Finding(Level.REFUSED, where, f"{value}: {refused.message}", "Compare the address with the manual: from 0 or from 1?"))
-    return findings or [Finding(Level.INFO, str(span), "is refused as one block; collect will read it in parts")]
+    return findings or [Finding(Level.INFO, str(block.span), "is refused as one block; collect will read it in parts")]
 
 
-async def _refusal(span: Span, ask: Ask) -> Refused | None:
+async def _answer(span: Span, ask: Ask) -> bytes | Refused:
     try:
-        await ask(read_pdu(span.table, span.first, span.count))
+        return await ask(read_pdu(span.table, span.first, span.count))
     except Refused as refused:
         return refused
-    return None
+
+
+def _lives(settings: ModbusSource, group: Group, got: Values) -> list[Live]:
+    made = []
+    for row, point in enumerate(group.points):
+        tag, quality = point.tag, int(got.quality[row])
+        words = "Good" if not quality else f"0x{quality:08X}"
+        made.append(Live(tag.id, settings.name, tag.address, show(got, row), tag.unit, words, None, tag.every_ns / 1e9, 0.0))
+    return made
 
 
 async def read(

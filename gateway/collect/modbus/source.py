@@ -135,6 +135,7 @@ class ModbusSource:
         await self._save()
         while self._pauses.paused(self.name):
             await self._runtime.sleep(PAUSE_LOOK_S)
+        self._memory.reload()
         self.state.state = "starting"
 
     async def _stop(self, outbox: Outbox) -> None:

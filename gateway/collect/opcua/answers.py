@@ -9,6 +9,7 @@ from buffer.errors import CorruptError
 from gateway.collect.opcua.decode import Items, blank_items, decode_items, join_items, ticks_to_ns
 from gateway.collect.opcua.events import count_events, decode_events
 from gateway.collect.opcua.reader import F64, I32, I64, Reader
+from gateway.collect.opcua.status import describe, remedy
 from gateway.collect.opcua.variant import read_diagnostics, read_localized, read_node_id
 from gateway.errors import PlantError
 
@@ -28,7 +29,7 @@ class ServiceFault(PlantError):
     """The server answered a request with a bad status."""
 
     def __init__(self, status: int, context: str) -> None:
-        super().__init__(f"{context}: the server answered 0x{status:08X}")
+        super().__init__(f"{context}: the server answered {describe(status)}", remedy(status))
         self.status = status
 
 
@@ -75,6 +76,9 @@ def _response(data: bytes, wanted: int, context: str) -> Reader:
         message = f"{context}: answer of type {kind}"
         raise CorruptError(message)
     return reader
+
+
+open_answer = _response  # for answers that are parsed elsewhere
 
 
 def _skip_structure(reader: Reader) -> tuple[str, int, int]:
@@ -214,6 +218,7 @@ class Reference(NamedTuple):
     node: str
     name: str
     node_class: int
+    kind: str  # type of the reference: i=46 HasProperty, i=47 HasComponent, ...
 
 
 def parse_browse(data: bytes, following: bool) -> list[tuple[int, bytes, list[Reference]]]:
@@ -224,13 +229,13 @@ def parse_browse(data: bytes, following: bool) -> list[tuple[int, bytes, list[Re
         status, point = reader.u32(), reader.blob() or b""
         references = []
         for _ in range(reader.count()):
-            read_node_id(reader)  # type of the reference
+            kind = read_node_id(reader)
             reader.byte()  # forward
             node = read_node_id(reader)
             reader.skip(2)
             name = reader.text() or ""
             read_localized(reader)
-            references.append(Reference(node, name, int(reader.number(I32))))
+            references.append(Reference(node, name, int(reader.number(I32)), kind))
             read_node_id(reader)  # type definition
         results.append((status, point, references))
     return results

@@ -2,7 +2,7 @@
 
 asyncua 2.1 connects, secures and encodes requests; it never reconnects, publishes or decodes data here. Three layers of the guard:
 the request object (GuardedProtocol._send_request), its bytes before encryption (GuardedConnection.message_to_binary) and the socket
-(GuardedTransport). Only this file and session.py import asyncua; the private names they lean on are listed by
+(GuardedTransport). Only this file, security.py and session.py import asyncua; the private names they lean on are listed by
 tests/unit/test_opcua_session.py, which fails when their signatures move.
 """
 
@@ -12,6 +12,7 @@ import asyncio
 import dataclasses
 import enum
 import math
+import secrets
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -24,19 +25,20 @@ from asyncua.common.connection import SecureConnection, TransportLimits
 from asyncua.common.utils import Buffer
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import InvalidSignature
-from asyncua.ua.ua_binary import from_binary, nodeid_to_binary, struct_to_binary, uatcp_to_binary
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from asyncua.ua.ua_binary import from_binary, nodeid_from_binary, nodeid_to_binary, struct_to_binary, uatcp_to_binary
 
-from buffer.errors import StoreError
+from buffer.errors import CorruptError, StoreError
 from gateway.collect import guard
-from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.answers import ServiceFault, open_answer
+from gateway.collect.opcua.certificate import fingerprint, first_certificate, public_key
+from gateway.collect.opcua.endpoints import parse_created_session, tokens_of
+from gateway.collect.opcua.security import choose_token, make_policy, read_password, user_pair
 from gateway.errors import ConfigError, EbbgateError, PlantError, TrustError, WriteRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateway.collect.opcua.endpoints import Token
     from gateway.collect.opcua.throttle import Throttle
     from gateway.settings import OpcuaSource
 
@@ -48,15 +50,9 @@ REQUEST_TIMEOUT_S: Final = 10.0  # a PLC may take seconds to create a thousand i
 CONNECT_TIMEOUT_S: Final = 5.0  # for the socket, and again for the answer to Hello
 SESSION_TIMEOUT_S: Final = 60.0  # a session nobody uses is gone after this: small PLCs have four
 PORT_DEFAULT: Final = 4840
+_CHANNEL_OPENED: Final = 449  # OpenSecureChannelResponse
 
 _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _USER_TIMEOUT_MS = 30, 10, 20_000  # stateful firewalls forget after 5 minutes
-_POLICIES: Final[dict[str, Any]] = {
-    "Basic256Sha256": security_policies.SecurityPolicyBasic256Sha256,
-    "Aes128Sha256RsaOaep": security_policies.SecurityPolicyAes128Sha256RsaOaep,
-    "Aes256Sha256RsaPss": security_policies.SecurityPolicyAes256Sha256RsaPss,
-}
-_NO_SECURITY: Final[Any] = security_policies.SecurityPolicyNone
-_MODES: Final = {"Sign": ua.MessageSecurityMode.Sign, "SignAndEncrypt": ua.MessageSecurityMode.SignAndEncrypt}
 
 
 # ---- the guard's three layers ----
@@ -145,6 +141,18 @@ class GuardedProtocol(UASocketProtocol):
         if self.receive_buffer is not None and len(self.receive_buffer) > CHUNK_BYTES_MAX and self.transport is not None:
             self.transport.abort()
 
+    def _call_callback(self, request_id: int, body: Any) -> None:
+        """Give an answer to who waits for it; a refusal to open the channel as what it is (asyncua asserts)."""
+        if isinstance(body, Buffer) and not self._connection.is_open():
+            try:
+                open_answer(plain_bytes(body), _CHANNEL_OPENED, "OpenSecureChannel")
+            except (ServiceFault, CorruptError) as fault:
+                waiting = self._callbackmap.pop(request_id, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_exception(fault)
+                return
+        super()._call_callback(request_id, body)
+
     async def send_hello(self, url: str, max_messagesize: int = 0, max_chunkcount: int = 0) -> Any:
         """Say Hello with our real limits (asyncua announces 2 GiB)."""
         hello = ua.Hello(0, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX, max_messagesize, max_chunkcount, url)
@@ -203,7 +211,11 @@ class GuardedUaClient(UaClient):
         try:
             sock.setblocking(False)
             if self._interface:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
+                except OSError as error:
+                    remedy = "Correct `interface`: ip link shows what this box has."
+                    raise PlantError(f"interface {self._interface}: {error.strerror}", remedy) from error
             for level, option, value in (
                 (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
                 (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),
@@ -235,7 +247,8 @@ class GuardedUaClient(UaClient):
 class GuardedClient(Client):
     """asyncua's client over guarded parts, with the policy made from pinned files instead of discovery."""
 
-    def __init__(self, settings: OpcuaSource, url: str, throttle: Throttle) -> None:
+    def __init__(self, settings: OpcuaSource, url: str, throttle: Throttle, server: bytes | None = None) -> None:
+        """server: the server's certificate in DER, where it is not pinned."""
         super().__init__(url, REQUEST_TIMEOUT_S)
         self.uaclient = self.guarded = GuardedUaClient(throttle, settings.interface)
         self.name = self.description = "Ebbgate"
@@ -243,52 +256,58 @@ class GuardedClient(Client):
         self.product_uri = "urn:ebbgate"
         self.session_timeout = int(SESSION_TIMEOUT_S * 1000)
         self.max_messagesize, self.max_chunkcount = MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX // 1024
-        self.security_policy = make_policy(settings)
+        self.security_policy = make_policy(settings, server)
         self.uaclient.set_security(self.security_policy)
+        self.tokens: tuple[Token, ...] = ()
+        self.greeted = False  # it answered our Hello: it speaks OPC UA
+        self._waived = bool(settings.waiver)
+        self._url = url
         if settings.user:
             self.set_user(settings.user)
             self.set_password(read_password(settings))
+        pair = user_pair(settings)
+        if pair is not None:
+            self.user_certificate, self.user_private_key = pair
+
+    async def create_session(self) -> Any:
+        """Ask for a session with the URL as configured; what the server answers chooses the kind of login and nothing else."""
+        nonce, policy = secrets.token_bytes(32), self.security_policy
+        request = ua.CreateSessionRequest()
+        wanted = request.Parameters
+        wanted.ClientDescription = ua.ApplicationDescription(
+            self.application_uri, self.product_uri, ua.LocalizedText(self.name), ua.ApplicationType.Client
+        )
+        wanted.EndpointUrl, wanted.SessionName = self._url, "Ebbgate"
+        wanted.ClientNonce, wanted.ClientCertificate = nonce, policy.host_certificate or None
+        wanted.RequestedSessionTimeout, wanted.MaxResponseMessageSize = self.session_timeout, MESSAGE_BYTES_MAX
+        made = parse_created_session(plain_bytes(await self.uaclient._send_request(request)))
+        self.uaclient.session.restore_authentication_token(nodeid_from_binary(Buffer(made.token)))
+        verify: Any = policy.asymmetric_cryptography.verify
+        verify((policy.host_certificate or b"") + nonce, made.signature)
+        shown = first_certificate(made.certificate)
+        if not policy.peer_certificate:
+            policy.peer_certificate = shown or None
+        elif shown and shown != policy.peer_certificate:
+            raise TrustError(f"the session's certificate SHA-256 {fingerprint(shown)} is not that of the channel", _COMPARE)
+        self._server_nonce = cast("Any", made.nonce)
+        self.tokens = tokens_of(made.endpoints, int(policy.Mode), policy.URI)
+        self.session_timeout = int(made.timeout_ms) if math.isfinite(made.timeout_ms) else self.session_timeout
+
+    def server_policy(self, token_type: Any) -> Any:
+        """Return how to log in, as asyncua wants it; raise TrustError rather than send a password readable."""
+        token = choose_token(self.tokens, int(token_type), self.security_policy, waived=self._waived)
+        return ua.UserTokenPolicy(PolicyId=token.policy_id or None, TokenType=token_type, SecurityPolicyUri=token.policy_uri)
+
+    def _encrypt_password(self, password: str, policy_uri: str) -> tuple[bytes, str]:
+        """Encrypt for the server's key (OPC 10000-4, 7.40.2.2), also where its certificate is an odd one."""
+        secret = password.encode() + bytes(self._server_nonce or b"")
+        key = public_key(self.security_policy.peer_certificate or b"")
+        encrypt: Any = security_policies.encrypt_asymmetric
+        data, uri = encrypt(key, len(secret).to_bytes(4, "little") + secret, policy_uri)
+        return data, uri
 
 
-# ---- files: certificates, key, password ----
-
-
-def make_policy(settings: OpcuaSource) -> Any:
-    """Return asyncua's security policy for these settings; raise ConfigError or TrustError."""
-    if settings.security == "None":
-        return _NO_SECURITY()
-    name, _, mode = settings.security.partition(" ")
-    if name not in _POLICIES or mode not in _MODES:
-        choice = ", ".join(f"{policy} {how}" for policy in _POLICIES for how in _MODES)
-        raise ConfigError(f"source {settings.name}: security {settings.security!r} is not offered", f"Write one of: {choice}; or None.")
-    if not (settings.server_certificate and settings.certificate and settings.private_key):
-        raise TrustError(f"source {settings.name}: no pinned server certificate", f"Run: ebbgate trust {settings.name}")
-    try:
-        server = x509.load_der_x509_certificate(first_certificate(settings.server_certificate.read_bytes()))
-        ours = x509.load_der_x509_certificate(settings.certificate.read_bytes())
-        key = serialization.load_pem_private_key(settings.private_key.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise TrustError(
-            f"source {settings.name}: certificate or key cannot be read: {error}",
-            f"Pin the server with `ebbgate trust {settings.name}`; our own pair is made by `ebbgate identity`.",
-        ) from error
-    return _POLICIES[name](server, ours, key, _MODES[mode])
-
-
-def first_certificate(der: bytes) -> bytes:
-    """Return the first certificate of a chain of DER certificates."""
-    return der[: int.from_bytes(der[2:4], "big") + 4] if der[:2] == b"\x30\x82" else der
-
-
-def read_password(settings: OpcuaSource) -> str:
-    """Return the password of the source's account; raise TrustError."""
-    if settings.password_file is None:
-        return ""
-    try:
-        return settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"source {settings.name}: {settings.password_file} cannot be read: {error}"
-        raise TrustError(message, "Write the password into it, mode 0400.") from error
+# ---- addresses and errors ----
 
 
 def endpoint_of(url: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,8 +21,10 @@ from buffer.errors import CorruptError
 from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua import answers
 from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.channel import abort, open_channel
 from gateway.collect.opcua.decode import join_items
-from gateway.collect.opcua.guarded import Encoded, GuardedClient, endpoint_of, first_certificate, plain_bytes, plant, structure, ua
+from gateway.collect.opcua.endpoints import Token
+from gateway.collect.opcua.guarded import Encoded, plain_bytes, plant, structure, ua
 from gateway.collect.opcua.items import make_item, node_id
 from gateway.errors import PlantError, TrustError
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gateway.collect.opcua.decode import Items
+    from gateway.collect.opcua.guarded import GuardedClient
     from gateway.collect.opcua.items import Wish
     from gateway.collect.opcua.throttle import Throttle
     from gateway.settings import OpcuaSource
@@ -40,6 +43,7 @@ HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and 
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
 _LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
+_SERVICE_LEVEL: Final = "i=2267"
 _FACTS: Final = (2255, 2257, 2258)  # NamespaceArray, StartTime, CurrentTime
 
 
@@ -52,6 +56,7 @@ class Resume:
     policy_id: str
     policy_uri: str
     certificate: str  # the server's, base64
+    url: str  # of the server that has it
 
     def export(self) -> dict[str, str]:
         """Return JSON for the state file."""
@@ -94,18 +99,11 @@ class Session:
 
         may_create(gone) is called before a new session is asked for and may raise; gone: the server said that the one of `resume` is no more.
         """
-        host, port = endpoint_of(url)
-        client = GuardedClient(settings, url, throttle)
+        client = await open_channel(settings, url, throttle)
         context = f"{settings.name} {url}"
         try:
-            began = await throttle.begin()
-            with plant(context):
-                await client.uaclient.connect_socket(host, port)
-                await client.send_hello()
-                await client.open_secure_channel()
-            throttle.spent(began, 0)
             gone = False
-            if resume is not None:
+            if resume is not None and resume.url == url:
                 try:
                     await _take_up(client, resume, context)
                     return cls(client, url, settings.load.items, resumed=True)
@@ -117,7 +115,7 @@ class Session:
             await _create(client, context)
             return cls(client, url, settings.load.items, resumed=False)
         except BaseException:
-            _abort(client)
+            abort(client)
             raise
 
     def resume(self) -> Resume:
@@ -130,6 +128,7 @@ class Session:
             policy.PolicyId or "",
             policy.SecurityPolicyUri or "",
             base64.b64encode(client.security_policy.peer_certificate or b"").decode(),
+            self.url,
         )
 
     @property
@@ -157,7 +156,7 @@ class Session:
 
     def drop(self) -> None:
         """Cut the connection at once; the session stays at the server until it is taken up or times out."""
-        _abort(self._client)
+        abort(self._client)
 
     # ---- requests ----
 
@@ -178,6 +177,11 @@ class Session:
         skew = clock * 1000 - middle if isinstance(clock, int) else None
         self.facts = Facts(tuple(map(str, known)), start if isinstance(start, int) else 0, skew, dict(zip(_LIMITS, sizes, strict=True)))
         return self.facts
+
+    async def service_level(self) -> int:
+        """Return how well the server says it is, 0 to 255; 255 where it does not say."""
+        level = (await self.read([_SERVICE_LEVEL], VALUE)).value(0)
+        return level if isinstance(level, int) and not isinstance(level, bool) else 255
 
     async def read(self, nodes: Sequence[str], attribute: int) -> Items:
         """Return one attribute of many nodes, in their order and in as many requests as the server's limits want."""
@@ -306,7 +310,7 @@ class Session:
         request.Parameters.ReleaseContinuationPoints = False
         request.Parameters.ContinuationPoints = [point]
         results = answers.parse_browse(await self._call(request, "BrowseNext"), True)
-        return results[0] if results else (0, b"", [])
+        return results[0] if results and not results[0][0] >> 31 else (0, b"", [])
 
 
 def _chunks(things: Sequence[Any], size: int) -> list[Any]:
@@ -318,7 +322,7 @@ def _moment(ns: int) -> datetime:
 
 
 def _token_type(client: GuardedClient) -> Any:
-    return ua.UserTokenType.UserName if client._username else ua.UserTokenType.Anonymous
+    return ua.UserTokenType.UserName if client._username else ua.UserTokenType.Certificate if client.user_certificate else ua.UserTokenType.Anonymous
 
 
 async def _create(client: GuardedClient, context: str) -> None:
@@ -345,7 +349,7 @@ async def _take_up(client: GuardedClient, resume: Resume, context: str) -> None:
         raise ServiceFault(min(SESSION_GONE), context) from error
     if not client.security_policy.peer_certificate:
         client.security_policy.peer_certificate = certificate or None
-    client._policy_ids = [ua.UserTokenPolicy(PolicyId=resume.policy_id, TokenType=_token_type(client), SecurityPolicyUri=resume.policy_uri)]
+    client.tokens = (Token(resume.policy_id, int(_token_type(client)), resume.policy_uri),)
     client.uaclient.session.restore_authentication_token(token)
     try:
         with plant(f"{context}: ActivateSession"):
@@ -353,26 +357,3 @@ async def _take_up(client: GuardedClient, resume: Resume, context: str) -> None:
     except (PlantError, TrustError):
         client.uaclient.session.reset_authentication_token()
         raise
-
-
-def _abort(client: GuardedClient) -> None:
-    protocol = client.uaclient.protocol
-    if protocol is not None and protocol.transport is not None:
-        protocol.transport.abort()
-    client.uaclient.disconnect_socket()
-
-
-async def server_certificates(settings: OpcuaSource, url: str, throttle: Throttle) -> dict[str, bytes]:
-    """Return "policy mode" -> DER certificate of each endpoint a server offers, asked without security (for `ebbgate trust`)."""
-    host, port = endpoint_of(url)
-    client = GuardedClient(replace(settings, security="None", user=""), url, throttle)
-    try:
-        with plant(url):
-            await client.uaclient.connect_socket(host, port)
-            await client.send_hello()
-            await client.open_secure_channel()
-            endpoints = await client.get_endpoints()
-    finally:
-        _abort(client)
-    named = {f"{end.SecurityPolicyUri.rpartition('#')[2]} {end.SecurityMode.name.rstrip('_')}": end.ServerCertificate for end in endpoints}
-    return {name: first_certificate(der) for name, der in named.items() if der}

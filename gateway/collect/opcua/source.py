@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -22,8 +21,10 @@ from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
 from gateway.collect.load import Budget
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.feed import Feed
-from gateway.collect.opcua.guarded import SESSION_TIMEOUT_S, endpoint_of, make_policy, structure
+from gateway.collect.opcua.guarded import SESSION_TIMEOUT_S, endpoint_of, structure
 from gateway.collect.opcua.link import Link, SubscriptionLost, first_error
+from gateway.collect.opcua.redundancy import LOOK_EVERY_S, Urls
+from gateway.collect.opcua.security import check_files, secret_of
 from gateway.collect.opcua.session import LOGIN_REFUSED, Resume, Session
 from gateway.collect.opcua.state import STATE_BYTES_MAX, SourceState, parse_state
 from gateway.collect.opcua.throttle import Throttle
@@ -68,6 +69,10 @@ class _NotYet(PlantError):
         self.wait_s = wait_ns / 1e9
 
 
+class _Degraded(PlantError):
+    """The server is not healthy, and another one may be."""
+
+
 class OpcuaSource:
     """Implements gateway.collect.source.Source."""
 
@@ -78,7 +83,7 @@ class OpcuaSource:
         """directory: <state>/collect, where <source>.json is kept. Raise ConfigError or TrustError for what no waiting will cure."""
         for url in settings.urls:
             endpoint_of(url)
-        make_policy(settings)
+        check_files(settings)
         self.name = settings.name
         self._settings = settings
         self._runtime = runtime
@@ -86,6 +91,7 @@ class OpcuaSource:
         self._pauses = pauses
         self._path = directory / f"{settings.name}.json"
         self._state = SourceState()
+        self._urls = Urls(settings.urls)
         self._session: Session | None = None
         self._down = False
         self._lost_ns = 0  # monotonic: since when nothing is proven
@@ -106,6 +112,8 @@ class OpcuaSource:
             "tags": len(self._settings.tags),
             "refused": len(subscription.refused) if subscription else 0,
             "security": self._settings.security,
+            "security_waiver": self._settings.waiver,
+            "url": self._urls.current,
             "load": asdict(self._throttle.budget.certificate(self._runtime.monotonic_ns())),
         }
 
@@ -113,12 +121,12 @@ class OpcuaSource:
 
     async def run(self, sink: Sink) -> None:
         """Read until cancelled."""
-        self._state = parse_state(await self._runtime.offload(self._load))
-        now = self._runtime.monotonic_ns()
-        self._throttle = Throttle(Budget(self._settings.load, now, self._state.load, self._runtime.wall_ns()), self._runtime)
+        self._throttle = Throttle(await self._remember(), self._runtime)
         self._feed = Feed(self._settings, self._runtime, self._clock, sink)
         self._feed.structure = structure
         self._running = True
+        if self._settings.waiver:
+            self._feed.notice(NoticeKind.SECURITY, event="waiver in force", security=self._settings.security, reason=self._settings.waiver)
         self._lose("not connected yet")
         watch = asyncio.create_task(self._watch())
         try:
@@ -147,7 +155,9 @@ class OpcuaSource:
         except _NotYet as wait:
             self._drop()
             self._lose(wait.message)
-            await self._wait(wait.wait_s)
+            if self._urls.several:
+                self._urls.failed()
+            await self._wait(min(wait.wait_s, BACKOFF_BASE_S) if self._urls.several else wait.wait_s)
         except (PlantError, TrustError, CorruptError) as error:
             await self._failed(error)
 
@@ -157,6 +167,7 @@ class OpcuaSource:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(link.run())
                 tasks.create_task(self._poll())
+                tasks.create_task(self._watch_level())
         except BaseExceptionGroup as group:
             raise first_error(group) from None
 
@@ -176,14 +187,14 @@ class OpcuaSource:
 
     async def _connect(self) -> Link:
         settings, state = self._settings, self._state
-        url = settings.urls[self._attempt % len(settings.urls)]
+        url = self._urls.current
         resume = Resume.parse(state.session)
         session = await Session.connect(settings, url, self._throttle, resume, self._may_create)
         self._session = session
         state.session = session.resume().export()
-        state.session_gone = False
         state.login_accepted()
         await self._save()
+        await self._check_level(session)
         link = Link(session, self._feed, state, self._throttle, self._proven)
         await link.prepare()
         state.subscription = self._feed.subscription
@@ -192,16 +203,34 @@ class OpcuaSource:
 
     def _may_create(self, gone: bool) -> None:
         """Raise unless a new session may be asked for now; note that it is, before it is."""
-        self._state.session_gone |= gone
+        url = self._urls.current
+        if gone:
+            self._state.gone(url)
         self._state.session = None
         self._check_session()
-        self._state.session_asked(self._runtime.wall_ns())
+        self._state.session_asked(self._runtime.wall_ns(), url)
         self._store()
 
     def _check_session(self) -> None:
-        wait = self._state.wait_for_session_ns(self._runtime.wall_ns(), int(SESSION_TIMEOUT_S * 1e9))
-        if wait and self._state.session is None:
+        wait = self._state.wait_for_session_ns(self._runtime.wall_ns(), int(SESSION_TIMEOUT_S * 1e9), self._urls.current)
+        if wait and not self._state.has_session(self._urls.current):
             raise _NotYet("the server may still hold our last session", wait)
+
+    async def _check_level(self, session: Session) -> None:
+        """Leave a server that says it is not healthy, where there is another."""
+        if not self._urls.several:
+            return
+        level = await session.service_level()
+        if not self._urls.keep(level, self._runtime.monotonic_ns()):
+            if await session.close():
+                self._state.gone(session.url)
+            raise _Degraded(f"{session.url} says its service level is {level}: trying {self._urls.current}")
+
+    async def _watch_level(self) -> None:
+        while True:
+            await self._runtime.sleep(LOOK_EVERY_S)
+            if self._session is not None:
+                await self._check_level(self._session)
 
     # ---- faults and pauses ----
 
@@ -210,12 +239,14 @@ class OpcuaSource:
         self._lose(str(error))
         refused = isinstance(error, ServiceFault) and error.status in LOGIN_REFUSED
         if refused:
-            self._state.login_refused(self._runtime.wall_ns(), self._secret())
-            self._state.session_gone = True
-            wait = self._state.wait_for_login_ns(self._runtime.wall_ns(), self._secret()) / 1e9
+            self._state.login_refused(self._runtime.wall_ns(), secret_of(self._settings))
+            self._state.gone(self._urls.current)
+            wait = self._state.wait_for_login_ns(self._runtime.wall_ns(), secret_of(self._settings)) / 1e9
             self._feed.notice(NoticeKind.SECURITY, event="login refused", error=str(error), again_in_s=round(wait))
         elif isinstance(error, TrustError) and self._attempt == 0:
             self._feed.notice(NoticeKind.SECURITY, event="not trusted", error=str(error))
+        if not isinstance(error, SubscriptionLost | _Degraded):
+            self._urls.failed()
         if isinstance(error, SubscriptionLost):
             self._feed.end()
             self._state.subscription = None
@@ -240,7 +271,7 @@ class OpcuaSource:
             raise _Paused
 
     def _check_login(self) -> None:
-        wait = self._state.wait_for_login_ns(self._runtime.wall_ns(), self._secret())
+        wait = self._state.wait_for_login_ns(self._runtime.wall_ns(), secret_of(self._settings))
         if wait:
             message = f"login refused; next try in {wait / 60e9:.0f} min, or when the password file changes"
             raise _NotYet(message, min(wait, 10**9))
@@ -250,6 +281,7 @@ class OpcuaSource:
         await self._leave("paused")
         while self._pauses.paused(self.name):
             await self._runtime.sleep(POLL_S)
+        self._throttle.budget = await self._remember()  # `check` and the like may have asked the server meanwhile
         self._feed.heard_ns = self._runtime.monotonic_ns()
         self._lose("resumed after a pause")
 
@@ -263,7 +295,7 @@ class OpcuaSource:
                     confirmed = await session.close()
             session.drop()
             if confirmed:
-                self._state.session, self._state.session_gone = None, True
+                self._state.gone(session.url)
         self._feed.end()
         self._state.subscription = None
         await self._save()
@@ -292,7 +324,8 @@ class OpcuaSource:
     def _proven(self, kept: bool) -> None:
         """Readings flow."""
         seconds = round((self._runtime.monotonic_ns() - self._lost_ns) / 1e9, 1) if self._lost_ns else 0.0
-        self._feed.notice(NoticeKind.SOURCE_UP, event="readings flow", after_s=seconds, subscription_kept=kept, reason=self._reason)
+        about = {"after_s": seconds, "subscription_kept": kept, "reason": self._reason, "url": self._urls.current}
+        self._feed.notice(NoticeKind.SOURCE_UP, event="readings flow", **about)
         self._down, self._lost_ns, self._attempt = False, 0, 0
         self._feed.alive_changed_ns = self._runtime.monotonic_ns()
 
@@ -318,22 +351,17 @@ class OpcuaSource:
 
     # ---- state file ----
 
+    async def _remember(self) -> Budget:
+        """Take the state file over; return the budget in it."""
+        self._state = parse_state(await self._runtime.offload(self._load))
+        return Budget(self._settings.load, self._runtime.monotonic_ns(), self._state.load, self._runtime.wall_ns())
+
     def _load(self) -> bytes | None:
         try:
             with self._path.open("rb") as file:
                 return file.read(STATE_BYTES_MAX)
         except OSError:
             return None
-
-    def _secret(self) -> str:
-        """Return what changes when the account or its password file changes."""
-        file = self._settings.password_file
-        try:
-            facts = file.stat() if file else None
-        except OSError:
-            facts = None
-        about = f"{self._settings.user}\0{facts.st_mtime_ns if facts else 0}\0{facts.st_ino if facts else 0}"
-        return hashlib.sha256(about.encode()).hexdigest()[:16]
 
     def _store(self) -> None:
         now = self._runtime.monotonic_ns()

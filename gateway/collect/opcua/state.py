@@ -1,11 +1,12 @@
 """What collect remembers of one OPC UA server over restarts, beside the ring: `<state>/collect/<source>.json`. Pure; a secret (0600).
 
-    {"version": 1, "session": {...}|null, "session_asked_ns": n, "session_gone": bool,
+    {"version": 2, "session": {...}|null, "asked": {url: ns},
      "refused": n, "refused_ns": n, "secret": "..", "subscription": {...}|null, "load": {...}}
 
 A file that is missing or damaged costs a new session and a new subscription, nothing else. Two rules live here (G10):
 
-* a new session only when the one before is known to be gone - closed and confirmed, or denied by the server - or older than its timeout;
+* a new session at a URL only when the one before there is known to be gone - closed and confirmed, or denied by the server: then it is no
+  longer in `asked` - or was asked for longer ago than a session's timeout;
 * a refused login is tried again after 15 min, then 1 h, then every 6 h, or at once after the secret changed.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 _MINUTE: Final = 60 * 10**9
 LOGIN_PAUSES_NS: Final = (15 * _MINUTE, 60 * _MINUTE, 360 * _MINUTE)  # before a server locks the account (OPC 10000-4, 7.40: after five)
+URLS_KEPT_MAX: Final = 16  # sessions remembered: four URLs, and those of the configuration before
 STATE_BYTES_MAX: Final = 4 * 1024 * 1024  # 100,000 refused tags; more is not a state file
 
 
@@ -36,22 +38,37 @@ class SourceState:
     """The file's content. Times are wall ns; `now` is passed in."""
 
     session: dict[str, str] | None = None  # session.Resume.export()
-    session_asked_ns: int = 0
-    session_gone: bool = True
+    asked: dict[str, int] = field(default_factory=dict)  # url -> when a session that may still be there was asked for
     refused: int = 0
     refused_ns: int = 0
     secret: str = ""
     subscription: Subscription | None = None
     load: dict[str, Any] = field(default_factory=dict)
 
-    def wait_for_session_ns(self, now_ns: int, timeout_ns: int) -> int:
-        """Return how long to wait before a new session may be asked for."""
-        age = now_ns - self.session_asked_ns
-        return 0 if self.session_gone or not 0 <= age < timeout_ns else timeout_ns - age
+    @property
+    def session_gone(self) -> bool:
+        """Whether no server can still hold a session of ours."""
+        return not self.asked
 
-    def session_asked(self, now_ns: int) -> None:
+    def wait_for_session_ns(self, now_ns: int, timeout_ns: int, url: str) -> int:
+        """Return how long to wait before a new session may be asked for at this URL."""
+        age = now_ns - self.asked.get(url, now_ns - timeout_ns)
+        return timeout_ns - age if 0 <= age < timeout_ns else 0
+
+    def has_session(self, url: str) -> bool:
+        """Say whether there is a session to be taken up at this URL."""
+        return self.session is not None and self.session.get("url") == url
+
+    def session_asked(self, now_ns: int, url: str) -> None:
         """Note, before it is sent, that a new session is asked for."""
-        self.session, self.session_asked_ns, self.session_gone = None, now_ns, False
+        self.session = None
+        self.asked = dict(sorted((self.asked | {url: now_ns}).items(), key=lambda one: one[1])[-URLS_KEPT_MAX:])
+
+    def gone(self, url: str) -> None:
+        """Note that the session at this URL is no more: closed and confirmed, or denied by the server."""
+        self.asked.pop(url, None)
+        if self.has_session(url):
+            self.session = None
 
     def wait_for_login_ns(self, now_ns: int, secret: str) -> int:
         """Return how long to wait before the next login. secret: changes when the account or its password file changes."""
@@ -72,14 +89,14 @@ class SourceState:
 
     def encode(self) -> bytes:
         """Return the file."""
-        return json.dumps({"version": 1, **asdict(self)}, sort_keys=True).encode()
+        return json.dumps({"version": 2, **asdict(self)}, sort_keys=True).encode()
 
 
 def parse_state(data: bytes | None) -> SourceState:
     """Return what a file says; a fresh state where there is none or it is not ours."""
     try:
         body = json.loads(data or b"")
-        if body.pop("version") != 1:
+        if body.pop("version") != 2:
             return SourceState()
         subscription = body.pop("subscription")
         kept = None
@@ -87,7 +104,7 @@ def parse_state(data: bytes | None) -> SourceState:
             refused = tuple(int(number) for number in subscription.pop("refused"))
             kept = Subscription(refused=refused, **subscription)
         state = SourceState(subscription=kept, **body)
-        whole = (state.session_asked_ns, state.refused, state.refused_ns, 0 if kept is None else kept.id)
+        whole = (*state.asked.values(), state.refused, state.refused_ns, 0 if kept is None else kept.id)
         good = all(isinstance(number, int) and number >= 0 for number in whole) and isinstance(state.load, dict) and isinstance(state.secret, str)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return SourceState()

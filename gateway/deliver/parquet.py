@@ -1,11 +1,13 @@
 """The lake, and the rows of landed frames: the only file of deliver that knows pyarrow.
 
 Layout: <lake>/site=<site>/date=<YYYY-MM-DD, UTC>/<stream>-<lane>-<landing>-<first>-<last>.parquet, the columns of buffer.rows with
-`stream` in front, timestamps in microseconds, so that DuckDB, pandas and Spark read it.
+`stream` in front, timestamps in microseconds, so that DuckDB, pandas and Spark read it. A record that was passed by and read later
+(gateway.deliver.cursor) has a file `...-again.parquet` of its own.
 
 Once: a file's name says which landing numbers it holds. Before files are written the cut is made durable in the sink's state file
-(`begun`); after a crash the same cut is written again under the same names; then the cursor moves. Readings the lake holds
-already (a receiver that was restored) are left out by the ranges in the cursor.
+(`begun`); after a crash the same cut is written again under the same names; then the cursor moves. Where the landing was restored in
+between, the same cut is no more: the files begun are taken away first. Readings the lake holds already (a receiver that was
+restored) are left out by the ranges in the cursor.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.deliver.sink import Work
 
 STAMP: Final = pa.timestamp("us", "UTC")
+ROWS_AT_A_TIME: Final = 10_000  # as Python objects: 1 kB each
 COLUMNS: Final = (
     "tag", "path", "ts", "ts_ns", "ts_source", "value_double", "value_int", "value_bool", "value_string", "quality", "flags", "seq",
     "generation",
@@ -58,10 +61,13 @@ class FrameRows:
         return int(self.table.num_rows)
 
     def __iter__(self) -> Iterator[Row]:
-        t = self.table
-        columns = [t["generation"], t["seq"], t["tag"], t["path"], t["ts"].cast(pa.int64()), t["ts_ns"], t["ts_source"].cast(pa.int64())]
-        columns += [t[name] for name in ("value_double", "value_int", "value_bool", "value_string", "quality", "flags")]
-        return (Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True))
+        return (row for at in range(0, len(self), ROWS_AT_A_TIME) for row in _rows(self.table.slice(at, ROWS_AT_A_TIME)))
+
+
+def _rows(t: pa.Table) -> Iterator[Row]:
+    columns = [t["generation"], t["seq"], t["tag"], t["path"], t["ts"].cast(pa.int64()), t["ts_ns"], t["ts_source"].cast(pa.int64())]
+    columns += [t[name] for name in ("value_double", "value_int", "value_bool", "value_string", "quality", "flags")]
+    return (Row(*values) for values in zip(*(column.to_pylist() for column in columns), strict=True))
 
 
 def frame_rows(frames: Sequence[Frame], table: TagTable, ranges: Sequence[Range]) -> FrameRows:
@@ -73,11 +79,10 @@ def frame_rows(frames: Sequence[Frame], table: TagTable, ranges: Sequence[Range]
 
 def _segment(frame: Frame) -> pa.Table:
     try:
-        table = pq.read_table(io.BytesIO(bytes(frame.payload)))
-    except (pa.ArrowException, OSError) as error:
-        message = f"segment of blocks {frame.manifest.first_block}.. is not Parquet: {error}"
+        return _plain(pq.read_table(io.BytesIO(bytes(frame.payload))).select(list(COLUMNS)))
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        message = f"segment of blocks {frame.manifest.first_block}.. is not Parquet of our columns: {error}"
         raise CorruptError(message) from error
-    return _plain(table.select(list(COLUMNS)))
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -123,7 +128,7 @@ class LakeSink:
         self.name = name
         self._root = root
         self._state = state
-        self._begun: dict[str, int] = {}
+        self._begun: dict[str, str] = {}  # lane -> stem of the files of a cut
 
     # ---- Sink ----
 
@@ -133,25 +138,28 @@ class LakeSink:
 
     def limit(self, cursor: Cursor, lane: str) -> int | None:  # noqa: ARG002 -- what was begun stands in the state file
         """Return the last number of a cut that was begun before a crash."""
-        return self._begun.get(lane)
+        found = _STEM.fullmatch(self._begun.get(lane, ""))
+        return int(found[1]) if found else None
 
     def write(self, work: Work) -> Cursor:
         """Make the cut durable, write its files, move the cursor."""
         try:
             cursor, begun = self._read(work.stream)
             cursor.follow(work.landing, work.since)
-            if cursor.following.get(work.lane, 0) != work.first:
+            if not work.wanted(cursor):
                 return cursor
-            if begun.get(work.lane) != work.last:
-                self._write_state(work.stream, cursor, begun | {work.lane: work.last})
+            stem = _stem(work)
+            if begun.get(work.lane) != stem:
+                self._remove(begun.get(work.lane), set())
+                self._write_state(work.stream, cursor, begun | {work.lane: stem})
             tables = []
             for part in work.parts:
                 ranges = cursor.fresh(part.generation, part.new)
                 if ranges:
                     tables.append(part.load(ranges).table)  # type: ignore[attr-defined]  # deliver hands out FrameRows
                     cursor.take(part.generation, ranges)
-            self._files(work, pa.concat_tables(tables) if tables else _empty())
-            cursor.following[work.lane] = work.last + 1
+            self._files(work, stem, pa.concat_tables(tables) if tables else _empty())
+            work.done(cursor)
             self._write_state(work.stream, cursor, {k: v for k, v in begun.items() if k != work.lane})
         except StorageFault as fault:
             raise SinkError(f"lake: {fault}", "Check the disk of the lake; this sink goes on by itself.") from fault
@@ -159,28 +167,25 @@ class LakeSink:
 
     # ---- inside ----
 
-
-
     def _path(self, stream: str) -> Path:
         return self._state / f"{self.name}-{stream}.json"
 
-    def _read(self, stream: str) -> tuple[Cursor, dict[str, int]]:
+    def _read(self, stream: str) -> tuple[Cursor, dict[str, str]]:
         try:
             body: Any = json.loads(self._path(stream).read_bytes())
         except FileNotFoundError:
             body = {"cursor": encode_cursor(Cursor()), "begun": {}}
         except (OSError, ValueError) as error:
             raise SinkError(f"{self._path(stream)}: {error}", "Restore it from backup: without it the lake would be filled twice.") from error
-        self._begun = {str(k): int(v) for k, v in body["begun"].items()}
+        self._begun = {str(k): str(v) for k, v in body["begun"].items()}
         return decode_cursor(body["cursor"]), self._begun
 
-    def _write_state(self, stream: str, cursor: Cursor, begun: dict[str, int]) -> None:
+    def _write_state(self, stream: str, cursor: Cursor, begun: dict[str, str]) -> None:
         publish_file(self._path(stream), json.dumps({"cursor": encode_cursor(cursor), "begun": begun}).encode())
         self._begun = begun
 
-    def _files(self, work: Work, table: pa.Table) -> None:
+    def _files(self, work: Work, stem: str, table: pa.Table) -> None:
         """Write one file per date; files of this cut that an earlier, crashed try made for no date any more are taken away."""
-        stem = f"{work.stream}-{work.lane}-{format_generation(work.landing)}-{work.first:012d}-{work.last:012d}.parquet"
         site = re.sub(r"[^A-Za-z0-9_.-]", "_", work.site) or "unknown"
         days = np.clip(np.floor_divide(table["ts"].cast(pa.int64()).to_numpy(), _DAY_US), _FIRST_DAY, _LAST_DAY)
         made = set()
@@ -195,8 +200,19 @@ class LakeSink:
             pq.write_table(part, sink, compression="zstd", compression_level=3, use_dictionary=["stream", "tag", "path", "generation"])
             publish_file(directory / stem, sink.getvalue())
             made.add(directory / stem)
-        for stale in set(self._root.glob(f"site={site}/date=*/{stem}")) - made:
+        self._remove(stem, made)
+
+    def _remove(self, stem: str | None, kept: set[Path]) -> None:
+        for stale in set(self._root.glob(f"site=*/date=*/{stem}") if stem else ()) - kept:
             remove_file(stale)
+
+
+_STEM: Final = re.compile(r".*-(\d{12})\.parquet")  # not of a record read again: that moves nothing
+
+
+def _stem(work: Work) -> str:
+    again = "-again" if work.again else ""
+    return f"{work.stream}-{work.lane}-{format_generation(work.landing)}-{work.first:012d}-{work.last:012d}{again}.parquet"
 
 
 def count_rows(root: Path) -> int:

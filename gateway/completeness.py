@@ -12,6 +12,7 @@ each day what is missing and for which one reason. That the plant was seen at al
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -225,7 +226,7 @@ class Days:
         """Return when no generation was collecting, between the first and the last one seen."""
         seen = sorted((line.first_ns, line.last_ns) for line in self._lines.values())
         out = []
-        for (_, before), (after, _) in zip(seen, seen[1:], strict=False):
+        for (_, before), (after, _) in itertools.pairwise(seen):
             if after - before > OFF_NS:
                 out.append((before, after))
         return out

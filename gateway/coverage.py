@@ -99,8 +99,8 @@ class Coverage:
         elif kind == NoticeKind.SOURCE_UP:
             self._close(source, "down", ts_ns)
         elif kind in (NoticeKind.OPERATOR, NoticeKind.FROZEN) and event in _OPENS:
-            words = f"paused by a person{': ' + reason if reason else ''}" if event == "paused" else f"its life bit {body.get('tag', '')} stands still"
-            self._open(source, _OPENS[event], ts_ns, words)
+            paused = f"paused by a person{': ' + reason if reason else ''}"
+            self._open(source, _OPENS[event], ts_ns, paused if event == "paused" else f"its life bit {body.get('tag', '')} stands still")
         elif event in _CLOSES:
             self._close(source, _CLOSES[event], ts_ns)
         elif kind == NoticeKind.GAP and event == "queue overflow at the server":

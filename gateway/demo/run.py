@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 PLANT_SECONDS_MAX: Final = 90  # an OPC UA server starts in 3 s on an idle box
 DRAIN_SECONDS_MAX: Final = 180
 KILL_SECONDS_MAX: Final = 900  # of a campaign: it ends when everybody was killed as often as asked
-START_SECONDS: Final = 10  # the processes start one after the other: what was committed before is not live
+START_SECONDS_MAX: Final = 60  # until the first reading stands in the lake: the clock of the run begins then
+SETTLE_NS: Final = 2 * 10**9  # after it: what was committed before is not live
 LIVE_BLOCKS: Final = 8  # on their way at any time: two seconds of commits
 PROCESSES: Final = ("receive", "deliver", "console", "collect", "upload")
 
@@ -63,7 +64,7 @@ class Demo:
         self._supervisor: Supervisor | None = None
         self._killer = Killer(options.kills, PROCESSES, runtime.random)
         self._peaks: dict[str, int] = {}
-        self._began_ns = runtime.wall_ns()
+        self._began_ns = runtime.wall_ns()  # of the run: everybody works
 
     # ---- start and stop ----
 
@@ -81,7 +82,6 @@ class Demo:
             commands.append(Command(name, arguments, logs / f"{name}.log", (0.2, 2.0)))
         self._supervisor = Supervisor(self._runtime, commands)
         self._supervisor.start()
-        self._began_ns = self._runtime.wall_ns()
         return files
 
     async def _start_plant(self) -> dict[str, int]:
@@ -122,6 +122,7 @@ class Demo:
     async def play(self, show: Callable[[str], None]) -> None:
         """Run for the time asked, with the outage in the middle, and until everybody was killed as often as asked."""
         options = self._options
+        await self._warm_up(show)
         began = self._runtime.monotonic_ns()
         cut_at = min(15.0, max(5.0, (options.seconds - options.outage_s) * 0.45))
         todo = [(cut_at, self._outages.cut), (cut_at + options.outage_s, self._outages.restore)] if options.outage_s else []
@@ -136,6 +137,13 @@ class Demo:
             self._look(passed)
             show(self._progress(passed))
             await self._runtime.sleep(0.25)
+
+    async def _warm_up(self, show: Callable[[str], None]) -> None:
+        began = self._runtime.monotonic_ns()
+        while not self._work("deliver") and (passed := (self._runtime.monotonic_ns() - began) / 1e9) < START_SECONDS_MAX:
+            show(f"{passed:5.0f} s  starting: no reading has reached the lake yet")
+            await self._runtime.sleep(0.25)
+        self._began_ns = self._runtime.wall_ns()
 
     def _drained(self) -> bool:
         upload = self._status("upload")
@@ -222,7 +230,7 @@ class Demo:
         """Return the account, counted from the stores."""
         ends = audit.committed(self._ring)
         lake = audit.count_lake(self.root / "lake", STREAM, ends)
-        late = audit.latencies_ms(self._landing, self._outages.quiet(self._runtime.wall_ns()), self._began_ns + START_SECONDS * 10**9)
+        late = audit.latencies_ms(self._landing, self._outages.quiet(self._runtime.wall_ns()), self._began_ns + SETTLE_NS)
         writes = (self.root / "plant-writes.jsonl").read_text(encoding="utf-8").count("\n")
         return {
             "committed": ends.committed,
@@ -287,18 +295,18 @@ async def _run(runtime: Runtime, options: Options, root: Path) -> dict[str, Any]
     demo = Demo(runtime, options, root)
     on_terminal = sys.stderr.isatty() and not options.headless
     show = _printer(runtime, on_terminal)
-    stop = asyncio.Event()
+    stop = _Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.ask)
     try:
         starting = asyncio.create_task(demo.start())
-        if not await _first(starting, stop):
+        if not await stop.during(starting):
             raise EbbgateError("stopped before it had started", "Start it again.")
         click.echo(f"console: http://127.0.0.1:{starting.result().console_port}   state: {root}", err=True)
-        with keys({"o": demo.toggle_link, "q": stop.set}, wanted=on_terminal) as heard:
+        with keys({"o": demo.toggle_link, "q": stop.ask}, wanted=on_terminal) as heard:
             click.echo("keys: o cuts and restores the link, q stops and counts" if heard else "Ctrl-C stops and counts", err=True)
-            await _first(asyncio.create_task(demo.play(show)), stop)
+            await stop.during(asyncio.create_task(demo.play(show)))
         await demo.finish(show)
         if on_terminal:
             click.echo("", err=True)
@@ -307,14 +315,27 @@ async def _run(runtime: Runtime, options: Options, root: Path) -> dict[str, Any]
     return demo.summary()
 
 
-async def _first(task: asyncio.Task[Any], stop: asyncio.Event) -> bool:
-    """Wait for the task or for `stop`; a task that is stopped is cancelled. Raise what it raised; say whether it ended by itself."""
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if task.done():
-        task.result()
-        return True
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    return False
+class _Stop:
+    """Somebody wants the demo to end: a signal or a key."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._event = asyncio.Event()
+
+    def ask(self) -> None:
+        """End what runs under `during`, and whatever comes after."""
+        self.asked = True
+        self._event.set()
+
+    async def during(self, task: asyncio.Task[Any]) -> bool:
+        """Wait for the task or for `ask`, which cancels it. Raise what it raised; say whether it ended by itself."""
+        task.add_done_callback(lambda _: self._event.set())
+        if not self.asked:
+            await self._event.wait()
+            self._event.clear()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buffer.storage import make_directory
-from gateway.errors import EbbgateError
 from gateway.demo.plant import NAMESPACE, PASSWORD, USER
+from gateway.errors import EbbgateError
 from gateway.trust import certs
 from gateway.trust.keys import create_signer, endorse_statement, propose_statement
 

@@ -1,8 +1,8 @@
 """What is missing, and why: a pure function of the landing's state and published facts. Ledger, console and verify share it.
 
 Readings. Per generation: every seq below the end its newest record states is received, or below `low` (evicted), or in `lost`, or
-rolled back (at or above the end a later generation states for it), or waiting in the gateway's ring. A received reading beats any
-statement that it is lost. What follows the newest record is "not yet reported".
+rolled back (at or above the end a later generation states for it, or in a generation from which the newest does not descend), or
+waiting in the gateway's ring. A received reading beats any statement that it is lost. What follows the newest record is "not yet reported".
 
 Days. A reading belongs to the UTC day in which it was committed: the day of the state record it came with (a segment repeats the record
 of the moment it was sealed). `Days` takes landing records in any order, keeps a line per generation and day, and tells for
@@ -38,7 +38,7 @@ WORDS: Final = {
     "storage_fault": "the gateway's disk failed",
     "bit_rot": "rotted on the gateway's disk",
     "seal_fault": "could not be sealed on the gateway",
-    "rolled_back": "the gateway was restored from an earlier state",
+    "rolled_back": "the gateway's ring was replaced, or restored from an earlier state",
 }
 
 
@@ -62,6 +62,7 @@ class Account:
     missing: tuple[Missing, ...]
     generations: tuple[str, ...]
     reported_until_ns: int  # wall time of the newest record
+    findings: tuple[str, ...] = ()  # what became of the ring: replaced, restored
 
     @property
     def final(self) -> int:
@@ -78,35 +79,75 @@ def account(stream: str, state: LandingState) -> Account:
     """Return the account of what has landed of a stream."""
     missing: list[Missing] = []
     reported = 0
-    newest_ns = 0
-    low = max((record.low for record in state.states.values()), default=(0, 0))
     generations = sorted(set(state.states) | set(state.seqs))
+    line = _line_of_descent(state)
     for generation in generations:
         held = state.seqs.get(generation, Intervals())
         record = state.states.get(generation)
-        stated = state.stated_end(generation)
-        end = max(record.end if record else 0, held.top, stated or 0)
+        end = max(record.end if record else 0, held.top, state.stated_end(generation) or 0)
         reported += end
-        newest_ns = max(newest_ns, record.wall_ns if record else 0)
-        missing += _reasons(state, generation, held.holes(0, end - 1) if end else [], low, stated, newest=generation == generations[-1])
+        missing += _reasons(state, generation, held.holes(0, end - 1) if end else [], line)
     received = sum(seqs.count() for seqs in state.seqs.values())
-    return Account(stream, reported, received, tuple(missing), tuple(format_generation(g) for g in generations), newest_ns)
+    newest_ns = max((record.wall_ns for record in state.states.values()), default=0)
+    names = tuple(format_generation(g) for g in generations)
+    return Account(stream, reported, received, tuple(missing), names, newest_ns, tuple(_findings(state, line)))
 
 
-def _reasons(
-    state: LandingState, generation: int, holes: Iterable[Range], low: tuple[int, int], stated_end: int | None, *, newest: bool
-) -> list[Missing]:
+@dataclass(frozen=True, slots=True)
+class _Descent:
+    """The newest generation, its ancestors, and the generation before which nothing is known (0: it began on a new disk)."""
+
+    newest: int
+    chain: frozenset[int]
+    unknown_before: int
+
+    def holds(self, generation: int) -> bool:
+        """Say whether a generation is the newest or an ancestor of it, as far as can be known."""
+        return generation in self.chain or generation >> 32 < self.unknown_before >> 32
+
+
+def _line_of_descent(state: LandingState) -> _Descent:
+    """The newest is the one last written among those that nobody names as predecessor."""
+    named = {s.predecessor[0] for s in state.states.values() if s.predecessor is not None}
+    leaves = [s for s in state.states.values() if s.generation not in named] or list(state.states.values())
+    at = max(leaves, key=lambda s: s.wall_ns, default=None)
+    newest, chain, before = (at.generation if at else 0), set[int](), 0
+    while at is not None and at.generation not in chain:
+        chain.add(at.generation)
+        before = at.predecessor[0] if at.predecessor is not None else 0
+        at = state.states.get(before)
+    return _Descent(newest, frozenset(chain | {before}), before if before not in chain else 0)
+
+
+def _findings(state: LandingState, line: _Descent) -> list[str]:
+    """Return what generations say of the ring's history: replaced disks, restored snapshots."""
+    out = []
+    for generation, record in sorted(state.states.items()):
+        name, stated = format_generation(generation), state.stated_end(generation)
+        known = max(record.end, state.seqs.get(generation, Intervals()).top)
+        if stated is not None and stated < known:
+            out.append(f"the ring was restored from an earlier state: generation {name} has {known:,} readings, its successor knew {stated:,}")
+        if not line.holds(generation):
+            out.append(f"the ring was replaced, or restored to before generation {name}: {format_generation(line.newest)} does not descend from it")
+    return out
+
+
+def _reasons(state: LandingState, generation: int, holes: Iterable[Range], line: _Descent) -> list[Missing]:
     """Give each hole its reasons, the surest first; what no record explains is waiting."""
     left = Intervals(holes)
     out: list[Missing] = []
     for (of, reason), ranges in sorted(state.lost.items()):
         if of == generation:
             out += _take(left, generation, reason.name.lower(), list(ranges))
+    descends = line.holds(generation)
+    record = state.states.get(line.newest if descends else generation)
+    low = record.low if record is not None else (0, 0)
     below = _END if generation < low[0] else low[1] if generation == low[0] else 0
     if below:
         out += _take(left, generation, "evicted", [(0, below - 1)])
-    if stated_end is not None and not newest:
-        out += _take(left, generation, "rolled_back", [(stated_end, _END)])
+    stated = state.stated_end(generation)
+    if not descends or stated is not None:
+        out += _take(left, generation, "rolled_back", [(stated or 0 if descends else 0, _END)])
     out += _take(left, generation, WAITING, [(0, _END)])
     return out
 
@@ -134,7 +175,7 @@ def ledger_lines(one: Account) -> list[str]:
         lines.append(f"  {m.readings:>12,}  {words(m.reason)}  (generation {format_generation(m.generation)}: {ranges})")
     if not one.missing:
         lines.append("  nothing is missing")
-    return lines
+    return lines + [f"  note: {finding}" for finding in one.findings]
 
 
 # ---- by day ----

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ from buffer.tagtable import TagTable, decode_table
 from gateway.completeness import Account, Days, account
 from gateway.console.readings import Newest, Notice, is_hole, read
 from gateway.console.trend import Trend
+from gateway.console.waited import Waited
 from gateway.coverage import Coverage
 from gateway.landing import LandingReader, stream_names
 from gateway.wire.request import Lane
@@ -39,8 +39,6 @@ TAGS_MAX: Final = 100_000  # shown of one stream
 TRENDS_MAX: Final = 10_000  # 10 MB of points
 TABLES_MAX: Final = 16  # tag tables decoded at a time
 NOTICES_MAX: Final = 5_000  # kept of one stream
-BACKLOG_SECONDS: Final = 10  # between two samples
-BACKLOG_SAMPLES: Final = 2_880  # a shift
 _SECOND: Final = 10**9
 
 
@@ -56,7 +54,7 @@ class StreamFacts:
     coverage: Coverage = field(default_factory=Coverage)
     days: Days = field(default_factory=Days)
     account: Account | None = None
-    backlog: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=BACKLOG_SAMPLES))  # wall ns, readings waiting
+    waited: Waited = field(default_factory=Waited)
     record: Record | None = None  # the one received last
     sources: tuple[str, ...] = ()
     generations: int = 0
@@ -79,7 +77,7 @@ class Follower:
         self._tables: dict[bytes, TagTable] = {}
         self._notices: list[Notice] = []
 
-    def follow(self, now_ns: int) -> None:
+    def follow(self) -> None:
         """Take what is new; a record that does not read is shown as such, and what follows it is taken all the same."""
         try:
             self._reader.refresh()
@@ -92,9 +90,6 @@ class Follower:
         state = self._reader.state
         self.facts.generations = len(state.seqs)
         self.facts.account = account(self.facts.stream, state)
-        backlog = self.facts.backlog
-        if not backlog or now_ns - backlog[-1][0] >= BACKLOG_SECONDS * _SECOND:
-            backlog.append((now_ns, self.facts.account.waiting))
 
     def _lane(self, lane: Lane) -> None:
         state = self._reader.state
@@ -119,6 +114,7 @@ class Follower:
         """Take what the index says of a record: when, how late."""
         facts = self.facts
         facts.days.take(record)
+        facts.waited.take(record)
         at, came = record.state.wall_ns // _SECOND, record.received_ns // _SECOND
         if record.received_ns - record.state.wall_ns > LATE_NS and record.kind == FrameKind.BLOCK:
             facts.late.add(at, came)
@@ -203,7 +199,7 @@ class Facts:
         self.receive: dict[str, Any] = {}
         self.deliver: dict[str, Any] = {}
 
-    def refresh(self, now_ns: int) -> None:
+    def refresh(self) -> None:
         """Look again. Blocking; called in a thread."""
         receive, deliver = _json(self.settings.landing / "status.json"), _json(self.settings.deliver / "status.json")
         names = stream_names(self.settings.landing)
@@ -214,7 +210,7 @@ class Facts:
                     self.streams[stream] = Follower(self.settings.landing, stream)
         for follower in list(self.streams.values()):
             with self.lock:
-                follower.follow(now_ns)
+                follower.follow()
 
 
 def _json(path: Path) -> dict[str, Any]:

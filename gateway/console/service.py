@@ -26,7 +26,7 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
     """Serve until cancelled; raise ConfigError for an address that others could reach."""
     _only_loopback(settings.console_listen[0])
     facts = Facts(settings)
-    await runtime.offload(partial(facts.refresh, runtime.wall_ns()))
+    await runtime.offload(facts.refresh)
     runner, port = await start(facts, runtime, settings.console_listen)
     log.info("console is ready", extra={"data": {"url": f"http://{settings.console_listen[0]}:{port}"}})
     notify("READY=1")
@@ -37,7 +37,7 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
         while True:
             await runtime.sleep(BACK_SECONDS)
             if runtime.monotonic_ns() - looked_ns >= 10**9:
-                await runtime.offload(partial(facts.refresh, runtime.wall_ns()))
+                await runtime.offload(facts.refresh)
                 looked_ns = runtime.monotonic_ns()
                 notify("WATCHDOG=1")
             stream = next((one for one in facts.streams if one not in done), None)

@@ -55,6 +55,7 @@ def as_json(facts: Facts, now_ns: int) -> dict[str, Any]:
             "missing": [
                 {"generation": format_generation(m.generation), "reason": m.reason, "readings": m.readings} for m in (one.missing if one else ())
             ],
+            "findings": list(one.findings) if one else [],
             "open_gaps": [[x.id, x.source, x.from_ns] for x in state.open_gaps] if state else [],
             "sources": {s.name: s.trouble for s in f.coverage.sources.values()},
             "looking_back": f.looking_back,

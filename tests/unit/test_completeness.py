@@ -90,3 +90,18 @@ def test_sources_are_covered_or_say_why_not():
     coverage.take(0, 70, '{"source": "", "event": "started"}')
     assert not plc.trouble
     assert [h.reason for h in coverage.holes(35, 80)] == ["paused by a person: service", "collecting was stopped in order"]
+
+
+def test_a_replaced_disk_is_told_and_what_it_kept_will_never_come():
+    landing, _ = fed(record(G1 + 9, 0, 0, 50, 10, end=80), record(G1, 0, 0, 5, 20, end=7))  # a new disk begins with ordinal 1 again, here below
+    one = account("a", landing)
+    assert {(m.generation, m.reason): m.readings for m in one.missing} == {(G1 + 9, "rolled_back"): 30, (G1, "waiting"): 2}
+    assert len(one.findings) == 1
+    assert "replaced" in one.findings[0]
+
+
+def test_ancestors_that_never_landed_are_no_sign_of_a_replaced_disk():
+    landing, _ = fed(record(G1, 0, 0, 5, 10, end=9), record(3 << 32, 0, 0, 5, 20, predecessor=(G2, 40), low=(3 << 32, 0)))
+    one = account("a", landing)
+    assert {(m.generation, m.reason): m.readings for m in one.missing} == {(G1, "evicted"): 4}
+    assert one.findings == ()

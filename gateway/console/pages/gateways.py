@@ -43,6 +43,7 @@ class View:
         out += [f"{s.name}: {s.trouble}" for s in f.coverage.sources.values() if s.trouble]
         final = f.account.final if f.account else 0
         out += [f"{final:,} readings will never come: see below"] if final else []
+        out += list(f.account.findings[-3:]) if f.account else []
         out += [str(a)[:300] for a in [*_list(self.receive.get("alarms")), self.uploader.get("alarm"), self.uploader.get("cause"), f.error] if a]
         out += [f"target {name}: {d.get('error')}" for name, d in self.deliver.items() if isinstance(d, dict) and d.get("error")]
         out += [f"target {name}: {d.get('why_unread')}" for name, d in self.deliver.items() if isinstance(d, dict) and d.get("why_unread")]
@@ -167,17 +168,19 @@ def _shift(f: StreamFacts, now_ns: int) -> str:
     back = f"; looked back to {clock(f.looked_back_ns)} UTC so far" if f.looking_back else ""
     return (
         f'<table class="lane">{"".join(rows)}</table>'
-        f'<p class="note">{outages}; red: committed on site, came later; amber: the source was not read{back}</p>'
+        f'<p class="note">{clock(since)[11:16]} UTC to now: {outages}; red: committed on site, came later; amber: the source was not read{back}</p>'
     )
 
 
 def _backlog(f: StreamFacts, now_ns: int) -> str:
-    points = [(at, float(n)) for at, n in f.backlog]
-    peak = max((n for _, n in f.backlog), default=0)
+    since = now_ns - SHIFT_NS
+    points = f.waited.points(since, now_ns)
+    peak = int(max(n for _, n in points))
     if not peak:
-        return '<p class="note">Nothing has waited since this page began to look.</p>'
-    drawn = curve(points, points[0][0], now_ns, (1000, 60), zero=True)
-    return f'<table class="lane"><tr><td>at most {peak:,}<td>{drawn}</tr></table><p class="note">since {clock(points[0][0])} UTC</p>'
+        return '<p class="note">Nothing has waited for longer than a few seconds in this shift.</p>'
+    drawn = curve(points, since, now_ns, (1000, 60), zero=True)
+    note = "what waits while the link is away is known, and drawn, when it is back"
+    return f'<table class="lane tall"><tr><td>at most {peak:,}<td>{drawn}</tr></table><p class="note">readings, over the same 8 h; {note}</p>'
 
 
 def _missing(f: StreamFacts) -> str:

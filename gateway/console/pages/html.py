@@ -23,14 +23,14 @@ main{padding:1rem 1.4rem 3rem;max-width:1250px;margin:auto}h1{font-size:1.25rem;
 main a{color:#0b6170}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:.8rem}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem}
 .card small{color:var(--soft);display:block}.card b{font-size:1.3rem;font-weight:600}
-.card i{font-style:normal;color:var(--soft);font-size:.85rem}
+.card i{display:block;font-style:normal;color:var(--soft);font-size:.85rem}
 table{border-collapse:collapse;width:100%;background:var(--card);border:1px solid var(--line);border-radius:8px;overflow:hidden}
 th,td{text-align:left;padding:.3rem .7rem;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;vertical-align:middle}
 td{overflow-wrap:anywhere}th{color:var(--soft);font-weight:500;font-size:.85rem}td.v{font-weight:600}
 .good{color:var(--good)}.warn{color:var(--warn)}.bad{color:var(--bad)}.old,.old td.v{color:#8a979f;font-weight:400}
 p.alarm{background:#fdecea;color:var(--bad);border-left:4px solid var(--bad);padding:.5rem .8rem;margin:.4rem 0;border-radius:4px}
 p.note,.note{color:var(--soft);font-size:.9rem}svg{display:block}td svg{height:22px;width:120px}
-.lane td:first-child{width:9rem}.lane svg{width:100%;height:20px}
+.lane td:first-child{width:9rem}.lane svg{width:100%;height:20px}.lane.tall svg{height:60px}
 .grid{border-collapse:separate;border-spacing:3px;width:auto;border:0;background:none}.grid td,.grid th{border:0;padding:0}
 .grid td a,.grid td span{display:block;width:26px;height:24px;border-radius:4px;text-align:center;font-size:.75rem}
 .grid td a,.grid td span{line-height:24px;text-decoration:none}

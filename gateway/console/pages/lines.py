@@ -123,6 +123,8 @@ def _row(f: StreamFacts, n: Newest, now_ns: int) -> str:
     word, style, old = verdict(f, n, now_ns)
     trend = f.trends.get(n.tag)
     points = trend.points() if trend is not None else []
+    if points and not old:  # a plant reports changes: what was not reported anew holds until now
+        points.append((now_ns, points[-1][1]))
     drawn = curve(points, points[0][0], max(points[-1][0], now_ns), (120, 22)) if points else ""
     passed = now_ns - n.ts_ns
     when = "" if not n.ts_ns else age(passed) if passed > -SECOND else "in the future"

@@ -68,7 +68,7 @@ def _stream(
     reader = LandingReader(PosixReadStorage(landing / stream))
     reader.refresh()
     one, by_day = account(stream, reader.state), Days()
-    today = time.time_ns() // _DAY_NS
+    today = int(time.time()) // 86_400
     if days:
         _look_back(reader, by_day, (today - days + 1) * _DAY_NS)
     shown = [day for day in by_day.days(one, today - days + 1, today) if day.readings or day.missing or day.off] if days else []

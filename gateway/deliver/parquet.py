@@ -1,13 +1,14 @@
 """The lake, and the rows of landed frames: the only file of deliver that knows pyarrow.
 
 Layout: <lake>/site=<site>/date=<YYYY-MM-DD, UTC>/<stream>-<lane>-<landing>-<first>-<last>.parquet, the columns of buffer.rows with
-`stream` in front, timestamps in microseconds, so that DuckDB, pandas and Spark read it. A record that was passed by and read later
-(gateway.deliver.cursor) has a file `...-again.parquet` of its own.
+`stream` in front, timestamps in microseconds, so that DuckDB, pandas and Spark read it. `...-again<n>.parquet` where the same numbers are
+gone through again: a record that was passed by and read later (gateway.deliver.cursor), a cursor that was lost.
 
 Once: a file's name says which landing numbers it holds. Before files are written the cut is made durable in the sink's state file
 (`begun`); after a crash the same cut is written again under the same names; then the cursor moves. Where the landing was restored in
 between, the same cut is no more: the files begun are taken away first. Readings the lake holds already (a receiver that was
-restored) are left out by the ranges in the cursor.
+restored) are left out by the ranges in the cursor. Where the cursor itself went back (deliver/ restored from a backup, or lost) or
+the landing began anew, files that the cursor does not know are found by name and what they hold is taken into it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 from buffer.codec import decode
 from buffer.errors import CorruptError, StorageFault
+from buffer.intervals import Intervals
 from buffer.manifest import FrameKind, format_generation
 from buffer.rows import make_rows
 from buffer.segment import arrow_table
@@ -129,6 +131,7 @@ class LakeSink:
         self._root = root
         self._state = state
         self._begun: dict[str, str] = {}  # lane -> stem of the files of a cut
+        self._adopted: dict[str, int] = {}  # stream -> landing generation for which files unknown to the cursor were looked for
 
     # ---- Sink ----
 
@@ -136,19 +139,22 @@ class LakeSink:
         """Return the cursor in the state file."""
         return self._read(stream)[0]
 
-    def limit(self, cursor: Cursor, lane: str) -> int | None:  # noqa: ARG002 -- what was begun stands in the state file
+    def limit(self, cursor: Cursor, lane: str) -> int | None:
         """Return the last number of a cut that was begun before a crash."""
-        found = _STEM.fullmatch(self._begun.get(lane, ""))
-        return int(found[1]) if found else None
+        found = _NAME.fullmatch(self._begun.get(lane, ""))
+        return int(found[6]) if found and int(found[6]) >= cursor.following.get(lane, 0) else None
 
     def write(self, work: Work) -> Cursor:
         """Make the cut durable, write its files, move the cursor."""
         try:
             cursor, begun = self._read(work.stream)
+            if self._adopted.get(work.stream) != work.landing:
+                self._adopt(work.stream, cursor, set(begun.values()))
+                self._adopted[work.stream] = work.landing
             cursor.follow(work.landing, work.since)
             if not work.wanted(cursor):
                 return cursor
-            stem = _stem(work)
+            stem = self._stem(work, begun.get(work.lane, ""))
             if begun.get(work.lane) != stem:
                 self._remove(begun.get(work.lane), set())
                 self._write_state(work.stream, cursor, begun | {work.lane: stem})
@@ -167,6 +173,21 @@ class LakeSink:
 
     # ---- inside ----
 
+    def _adopt(self, stream: str, cursor: Cursor, begun: set[str]) -> None:
+        """Take what stands in files that the cursor does not know into it."""
+        for path in sorted(self._root.glob(f"site=*/date=*/{stream}-*.parquet")):
+            found = _NAME.fullmatch(path.name)
+            if found is None or found[1] != stream or path.name in begun:
+                continue
+            landing = int(found[3]) << 32 | int(found[4], 16)
+            if landing < cursor.landing or (landing == cursor.landing and int(found[6]) < cursor.following.get(found[2], 0)):
+                continue
+            held: dict[int, Intervals] = {}
+            for generation, seq in _identities(path):
+                held.setdefault(generation, Intervals()).add(seq, seq)
+            for generation, ranges in held.items():
+                cursor.take(generation, cursor.fresh(generation, ranges))
+
     def _path(self, stream: str) -> Path:
         return self._state / f"{self.name}-{stream}.json"
 
@@ -176,7 +197,7 @@ class LakeSink:
         except FileNotFoundError:
             body = {"cursor": encode_cursor(Cursor()), "begun": {}}
         except (OSError, ValueError) as error:
-            raise SinkError(f"{self._path(stream)}: {error}", "Restore it from backup: without it the lake would be filled twice.") from error
+            raise SinkError(f"{self._path(stream)}: {error}", "Move it away: deliver then finds out from the lake what is there.") from error
         self._begun = {str(k): str(v) for k, v in body["begun"].items()}
         return decode_cursor(body["cursor"]), self._begun
 
@@ -202,22 +223,36 @@ class LakeSink:
             made.add(directory / stem)
         self._remove(stem, made)
 
+    def _stem(self, work: Work, begun: str) -> str:
+        """Return the name for the files of a cut: the one begun, else one that no file has. Files that stand are never written over."""
+        plain = f"{work.stream}-{work.lane}-{format_generation(work.landing)}-{work.first:012d}-{work.last:012d}"
+        if begun.startswith(plain):
+            return begun
+        stem, again = f"{plain}.parquet", 0
+        while any(self._root.glob(f"site=*/date=*/{stem}")):
+            again += 1
+            stem = f"{plain}-again{again}.parquet"
+        return stem
+
     def _remove(self, stem: str | None, kept: set[Path]) -> None:
         for stale in set(self._root.glob(f"site=*/date=*/{stem}") if stem else ()) - kept:
             remove_file(stale)
 
 
-_STEM: Final = re.compile(r".*-(\d{12})\.parquet")  # not of a record read again: that moves nothing
-
-
-def _stem(work: Work) -> str:
-    again = "-again" if work.again else ""
-    return f"{work.stream}-{work.lane}-{format_generation(work.landing)}-{work.first:012d}-{work.last:012d}{again}.parquet"
+_NAME: Final = re.compile(r"(.+)-(live|backfill)-(\d+)-([0-9a-f]{8})-(\d{12})-(\d{12})(?:-again\d+)?\.parquet")
 
 
 def count_rows(root: Path) -> int:
     """Return how many readings the lake holds, by the files' own footers."""
     return sum(pq.read_metadata(path).num_rows for path in root.glob("site=*/date=*/*.parquet"))
+
+
+def _identities(path: Path) -> Iterator[tuple[int, int]]:
+    try:
+        t = pq.read_table(path, columns=["generation", "seq"], partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise SinkError(f"{path}: {error}", "Restore this file of the lake from backup, or move it out of the lake.") from error
+    return zip(t["generation"].to_pylist(), t["seq"].to_pylist(), strict=True)
 
 
 def identities(root: Path) -> Iterator[tuple[str, int, int]]:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS: Final = 10
 STATEMENT_MS_MAX: Final = 300_000  # a COPY of a million rows takes seconds; after this somebody holds a lock
 LOCK_MS_MAX: Final = 30_000
-SCHEMA_VERSION: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS: Final = (
     "stream, generation, seq, tag, path, ts, ts_ns, ts_source, value_double, value_int, value_bool, value_string, quality, flags"
@@ -69,6 +68,7 @@ _SCHEMA: Final[tuple[LiteralString, ...]] = (
         type text NOT NULL, unit text NOT NULL, low double precision, high double precision, states jsonb NOT NULL,
         description text NOT NULL, is_unsigned boolean NOT NULL, site text NOT NULL, PRIMARY KEY (stream, tag, since))""",
 )
+_NAMES: Final = tuple(f"ebbgate.{name}" for name in ("readings", "readings_identity", "cursors", "quarantine", "conflicts", "tags"))
 _VIEWS: Final[tuple[LiteralString, ...]] = (
     """CREATE OR REPLACE VIEW ebbgate.readings_good AS
         SELECT * FROM ebbgate.readings WHERE quality < 1073741824 AND tag NOT LIKE '\\_ebbgate.%'""",
@@ -137,6 +137,7 @@ class PostgresSink:
             with contextlib.suppress(psycopg.Error):
                 self._connection.close()
         self._connection = None
+        self._tables_written.clear()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
@@ -151,15 +152,33 @@ class PostgresSink:
     def _prepare(self, connection: psycopg.Connection[Any]) -> None:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('ebbgate'))")
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            timescale = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
-            key = "stream, generation, seq, ts" if timescale else "stream, generation, seq"
-            connection.execute(
-                sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS readings_identity ON ebbgate.readings ({})").format(sql.SQL(key))
-            )
-            for statement in _VIEWS if self._settings.views else ():
-                connection.execute(statement)
+            if not self._exists(connection):
+                self._create(connection)
+        if self._settings.views:
+            self._create_views(connection)
+
+    def _exists(self, connection: psycopg.Connection[Any]) -> bool:
+        """Say whether everything stands already: made by us, or by an owner who lets us only read and insert."""
+        found = connection.execute("SELECT count(*) FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL", (list(_NAMES),)).fetchone()
+        return found is not None and found[0] == len(_NAMES)
+
+    def _create(self, connection: psycopg.Connection[Any]) -> None:
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        by_time = connection.execute(
+            """SELECT 1 FROM pg_extension WHERE extname = 'timescaledb' UNION ALL
+               SELECT 1 FROM pg_partitioned_table WHERE partrelid = 'ebbgate.readings'::regclass"""
+        ).fetchone()
+        key = "stream, generation, seq, ts" if by_time else "stream, generation, seq"
+        connection.execute(sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS readings_identity ON ebbgate.readings ({})").format(sql.SQL(key)))
+
+    def _create_views(self, connection: psycopg.Connection[Any]) -> None:
+        try:
+            with connection.transaction():
+                for statement in _VIEWS:
+                    connection.execute(statement)
+        except pg_errors.InsufficientPrivilege as error:  # the schema belongs to somebody else: rows go in all the same
+            log.warning("views are not ours to make", extra={"data": {"sink": self.name, "error": str(error).strip()}})
 
     def _read_cursor(self, connection: psycopg.Connection[Any], stream: str, *, lock: bool) -> Cursor:
         if lock:  # also where no row exists yet: two delivers on one target take turns

@@ -60,7 +60,13 @@ class LandingReader:
         if part == self._part:
             self._follow(part, mark.end_offset)
         else:
-            self._load(part, mark.end_offset)
+            try:
+                self._load(part, mark.end_offset)
+            except CorruptError:
+                again = self._mark()  # an opening may have taken an empty part away since the mark was read
+                if again is None or (again.serial, again.generation) == (mark.serial, mark.generation):
+                    raise
+                self._load(PartName(again.serial, again.generation), again.end_offset)
         return True
 
     def _mark(self) -> layout.DurableMark | None:

@@ -118,6 +118,8 @@ class Landing:
         self.state.open(opening)
         try:
             self._begin_part(PartName(found.part.part + 1 if found.part else 0, opening.landing))
+            if found.part is not None and found.idle:  # a receiver that starts again and again leaves one part, not thousands
+                storage.unlink(found.part.path)
         except StorageFault:
             self.close()
             raise

@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass, field
 
 from buffer.errors import StorageFault
+from gateway.landing import LandingState
+from gateway.landing.index import parse_entries
 
 SECTOR = 512
 
@@ -131,7 +133,13 @@ class MemoryDisk:
         raise AssertionError("the landing renames nothing")
 
     def unlink(self, path: str) -> None:
-        raise AssertionError("the landing removes nothing")
+        """The landing removes index parts that say nothing beyond their summary, and nothing else."""
+        entries = [entry for entry, _ in parse_entries(bytes(self.files[path].cache))]
+        assert path.startswith("index/"), path
+        assert len(entries) == 1, path
+        assert isinstance(entries[0], LandingState), path
+        self._step("unlink", path)
+        del self.files[path]
 
     def mkdir(self, path: str, mode: int = 0o750) -> None:
         self.directories.add(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from buffer.errors import CorruptError
 from buffer.intervals import Intervals
 from buffer.reader import RingReader
 from buffer.storage import PosixReadStorage
@@ -68,6 +69,17 @@ def ledger(landing: Path) -> list[str]:
         reader.refresh()
         lines += ledger_lines(account(stream, reader.state))
     return lines
+
+
+def drained(landing: Path, since_ns: int) -> bool:
+    """Say whether a record committed after `since_ns` has landed and nothing that any record reported is still waiting."""
+    reader = LandingReader(PosixReadStorage(landing))
+    try:
+        reader.refresh()
+    except CorruptError:
+        return False  # receive is being killed and started: the next look says more
+    one = account(landing.name, reader.state)
+    return one.reported_until_ns > since_ns and not one.waiting
 
 
 def latencies_ms(landing: Path, quiet: list[tuple[int, int]], since_ns: int) -> list[float]:

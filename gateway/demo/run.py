@@ -34,7 +34,6 @@ DRAIN_SECONDS_MAX: Final = 180
 KILL_SECONDS_MAX: Final = 900  # of a campaign: it ends when everybody was killed as often as asked
 START_SECONDS_MAX: Final = 60  # until the first reading stands in the lake: the clock of the run begins then
 SETTLE_NS: Final = 2 * 10**9  # after it: what was committed before is not live
-LIVE_BLOCKS: Final = 8  # on their way at any time: two seconds of commits
 PROCESSES: Final = ("receive", "deliver", "console", "collect", "upload")
 
 
@@ -146,10 +145,8 @@ class Demo:
         self._began_ns = self._runtime.wall_ns()
 
     def _drained(self) -> bool:
-        upload = self._status("upload")
-        fresh = bool(self._outages.all) and upload.get("last_receipt_ns", 0) > self._outages.all[-1].ended_ns
-        waiting = upload.get("lanes", {}).get("live", {}).get("waiting", 0)
-        return fresh and not upload.get("backlog_readings", 1) and waiting <= LIVE_BLOCKS and not upload.get("cause")
+        last = self._outages.all[-1] if self._outages.all else None
+        return last is not None and last.ended_ns > 0 and not last.drained_ns and audit.drained(self._landing, last.ended_ns)
 
     def _look(self, passed: float) -> None:
         """Note memory peaks, and kill who is due."""

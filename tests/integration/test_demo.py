@@ -59,7 +59,6 @@ def test_two_at_once_with_an_outage_lose_and_double_nothing_and_leave_nothing(tm
 def test_kill_9_of_every_process_loses_and_doubles_nothing():
     summary, stderr = demo("--seconds", "20", "--outage", "6", "--kills", "3", "--seed", "2")
     assert complete(summary), (summary, stderr[-2000:])
-    assert summary["segments"] > 0
     assert summary["killed"] == dict.fromkeys(("receive", "deliver", "console", "collect", "upload"), 3)
 
 

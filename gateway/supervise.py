@@ -53,7 +53,8 @@ class Child:
         return self.process.pid if self.process and self.process.returncode is None else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Run in a child before exec: whoever is killed takes its children along."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
@@ -74,12 +75,7 @@ class Supervisor:
         low, high = child.command.back_off_s
         while child.wanted:
             began = self._runtime.monotonic_ns()
-            with _output(child.command.log_file) as output:
-                child.process = await asyncio.create_subprocess_exec(
-                    *child.command.arguments, stdin=asyncio.subprocess.DEVNULL, stderr=output, preexec_fn=_die_with_parent
-                )
-            child.starts += 1
-            code = await child.process.wait()
+            code = await self._once(child)
             if not child.wanted:
                 return
             ran_s = (self._runtime.monotonic_ns() - began) / 1e9
@@ -93,6 +89,18 @@ class Supervisor:
             if self.children[name].pid is not None and (process := self.children[name].process) is not None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)
+
+    async def _once(self, child: Child) -> int | str:
+        """Run the command until it ends; return its exit code, or why it could not be started."""
+        try:
+            with _output(child.command.log_file) as output:
+                child.process = await asyncio.create_subprocess_exec(
+                    *child.command.arguments, stdin=asyncio.subprocess.DEVNULL, stderr=output, preexec_fn=die_with_parent
+                )
+        except OSError as error:  # no memory, no processes, no room for the log: the next try may go
+            return f"not started: {error.strerror}"
+        child.starts += 1
+        return await child.process.wait()
 
     async def stop(self, name: str) -> None:
         """End one child in order: SIGTERM, then SIGKILL."""
@@ -126,4 +134,3 @@ def _output(path: Path | None) -> Iterator[IO[bytes] | None]:
         return
     with path.open("ab") as file:
         yield file
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,49 +13,148 @@ from gateway.cli import emit, printable
 from gateway.cli.processes import SITE_TOML
 from gateway.errors import EXIT_FINDING, ConfigError
 
+if TYPE_CHECKING:
+    from gateway.completeness import Day, Days
+    from gateway.landing import LandingReader
+
 STALE_S = 10
+RECORDS_AT_A_TIME = 5_000
+_DAY_NS = 86_400 * 10**9
 
 
 @click.command("ledger")
 @click.option("--config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True)
+@click.option("--days", type=click.IntRange(0, 400), default=7, show_default=True, help="How many UTC days to tell apart; 0: none.")
+@click.option("--stream", "only", default="", help="Only this stream.")
 @click.option("--json", "as_json", is_flag=True)
-def ledger_command(config: Path, as_json: bool) -> None:
-    """What is missing, and why, per stream and generation: from the landing alone.
+def ledger_command(config: Path, days: int, only: str, as_json: bool) -> None:
+    """What is missing, where it waits and why, per stream, generation, source and day: from the landing and what the targets hold.
 
-    Exit code 1 if readings will never come.
+    Exit code 1 if readings will never come, or a landed record does not read.
+
+    \b
+    Example:  ebbgate ledger --days 2
     """
-    from buffer.manifest import format_generation
-    from buffer.storage import PosixReadStorage
-    from gateway.completeness import account
     from gateway.config import load_site
-    from gateway.landing import LandingReader, stream_names
+    from gateway.landing import stream_names
 
     settings = load_site(config)
-    accounts = []
-    for stream in stream_names(settings.landing):
-        reader = LandingReader(PosixReadStorage(settings.landing / stream))
-        reader.refresh()
-        accounts.append(account(stream, reader.state))
+    names = stream_names(settings.landing)
+    if only and only not in names:
+        raise ConfigError(f"no stream {only} has landed in {settings.landing}", f"Known: {', '.join(names) or 'none'}.")
+    receive, deliver = _json(settings.landing / "status.json"), _json(settings.deliver / "status.json")
     lines: list[str] = []
     data: list[dict[str, Any]] = []
-    for one in accounts:
-        until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one.reported_until_ns / 1e9))
-        lines.append(f"{one.stream}: {one.received:,} of {one.reported:,} reported readings received; reported until {until} UTC")
-        for m in one.missing:
-            ranges = ", ".join(f"{a}-{b}" for a, b in m.ranges[:5]) + (" ..." if len(m.ranges) > 5 else "")  # noqa: PLR2004 -- one line
-            lines.append(f"  {m.reason:14} {m.readings:>10,}  generation {format_generation(m.generation)}: {ranges}")
-        if not one.missing:
-            lines.append("  nothing is missing")
-        data.append(
-            {
-                "stream": one.stream, "reported": one.reported, "received": one.received, "reported_until_ns": one.reported_until_ns,
-                "missing": [{"generation": format_generation(m.generation), "reason": m.reason, "readings": m.readings, "ranges": m.ranges}
-                            for m in one.missing],
-            }
-        )  # fmt: skip
+    bad = False
+    for stream in [only] if only else names:
+        told, found, finding = _stream(settings.landing, stream, days, receive, deliver.get("streams", {}).get(stream, {}))
+        lines += told
+        data.append(found)
+        bad = bad or finding
     emit({"streams": data}, as_json, lines or ["nothing has landed yet"])
-    if any(one.final for one in accounts):
+    if bad:
         raise SystemExit(EXIT_FINDING)
+
+
+def _stream(
+    landing: Path, stream: str, days: int, receive: dict[str, Any], targets: dict[str, Any]
+) -> tuple[list[str], dict[str, Any], bool]:
+    """Return (lines, JSON, whether there is a finding) of one stream."""
+    from buffer.manifest import format_generation
+    from buffer.storage import PosixReadStorage
+    from gateway.completeness import Days, account, ledger_lines
+    from gateway.landing import LandingReader
+
+    reader = LandingReader(PosixReadStorage(landing / stream))
+    reader.refresh()
+    one, by_day = account(stream, reader.state), Days()
+    today = int(time.time()) // 86_400
+    if days:
+        _look_back(reader, by_day, (today - days + 1) * _DAY_NS)
+    shown = [day for day in by_day.days(one, today - days + 1, today) if day.readings or day.missing or day.off] if days else []
+    gaps = _open_gaps(reader)
+    alarms = _alarms(stream, receive)
+    unread = {name: target["why_unread"] for name, target in targets.items() if target.get("unread")}
+    lines = ledger_lines(one)
+    lines += [f"  {source}: open since {_utc(since)}, its history is being asked for" for source, since in gaps]
+    lines += [f"  {day.date}: {_day_words(day)}" for day in shown]
+    for name, target in targets.items():
+        state = target.get("error") or (f"{target['behind']:,} landing records behind" if target.get("behind") else "up to date")
+        lines.append(f"  target {name}: {target.get('rows', 0):,} readings, {state}")
+    lines += [f"  target {name}: {why}" for name, why in unread.items()]
+    lines += [f"  alarm: {alarm}" for alarm in alarms]
+    missing = [
+        {"generation": format_generation(m.generation), "reason": m.reason, "readings": m.readings, "ranges": m.ranges} for m in one.missing
+    ]
+    data = {
+        "stream": stream, "reported": one.reported, "received": one.received, "reported_until_ns": one.reported_until_ns, "missing": missing,
+        "waiting": one.waiting, "never": one.final, "findings": one.findings, "open_gaps": [list(gap) for gap in gaps],
+        "days": [
+            {"day": d.date, "readings": d.readings, "missing": d.missing, "off_ns": d.off, "reported": d.reported, "complete": d.complete}
+            for d in shown
+        ],
+        "targets": targets, "alarms": alarms,
+    }  # fmt: skip
+    return lines, data, bool(one.final or unread)
+
+
+def _look_back(reader: LandingReader, days: Days, since_ns: int) -> None:
+    """Take the index entries of the days asked for, and a chunk more."""
+    from gateway.wire.request import Lane
+
+    for lane in Lane:
+        for chunk in reader.back(lane, RECORDS_AT_A_TIME):
+            for record in chunk:
+                days.take(record)
+            if chunk and chunk[0].received_ns < since_ns:
+                break
+
+
+def _open_gaps(reader: LandingReader) -> list[tuple[str, int]]:
+    """Return (source, since) of what the newest records say is still being asked for."""
+    from buffer.errors import CorruptError
+    from buffer.tagtable import decode_table
+    from gateway.wire.request import Lane
+
+    newest = next((chunk[-1] for chunk in reader.back(Lane.LIVE, 1) if chunk), None)
+    if newest is None or not newest.state.open_gaps:
+        return []
+    try:
+        frame = reader.object_frame(newest.tag_table)
+        sources = decode_table(frame.payload).sources if frame is not None else ()
+    except CorruptError:
+        sources = ()
+    return [(sources[g.source] if g.source < len(sources) else f"source {g.source}", g.from_ns) for g in newest.state.open_gaps]
+
+
+def _alarms(stream: str, receive: dict[str, Any]) -> list[str]:
+    """Return what receiver and uploader warn of; the uploader's word is unsigned."""
+    door = receive.get("streams", {}).get(stream, {})
+    said = receive.get("uploaders", {}).get(door.get("gateway", ""), {}).get("unsigned", {})
+    alarms = [f"receive: {x}" for x in [*receive.get("alarms", []), *door.get("alarms", [])]]
+    alarms += [f"{door.get('gateway')} is silent"] if door.get("silent") else []
+    return alarms + [f"upload (unsigned): {str(said[key])[:300]}" for key in ("alarm", "cause") if said.get(key)]
+
+
+def _day_words(day: Day) -> str:
+    from gateway.completeness import words
+
+    parts = [f"{n:,} {words(reason)}" for reason, n in day.missing.items()]
+    parts += [f"nobody collected from {_utc(a)} to {_utc(b)}" for a, b in day.off]
+    end = "complete" if day.reported else "everything so far"
+    return f"{day.readings:,} committed, {'; '.join(parts) or end}"
+
+
+def _utc(ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ns / 1e9))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 @click.command("status")

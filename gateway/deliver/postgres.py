@@ -5,8 +5,11 @@ wants the time in every unique key. COPY goes straight into the table, since `ne
 unique violation means somebody else wrote there: that piece of work goes again through a temporary table, equal rows are left
 alone, and rows that differ are counted in ebbgate.conflicts.
 
-Rows a target cannot or should not take (later than `future`, a year beyond 9999, a NUL in a text) go to ebbgate.quarantine, in the
-same transaction, as JSON; they count as held.
+Rows a target cannot or should not take (later than `future`, a year beyond 9999, a NUL or half a surrogate pair in a text) go to
+ebbgate.quarantine, in the same transaction, as JSON with the offending characters escaped; they count as held. docs/sinks.md has the SQL that
+lists, exports and retries them. Names and descriptions of tags are written with such characters replaced.
+
+`tags` chooses by path; notices (paths under _ebbgate/) always come, since they explain the holes of what was chosen.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import psycopg
 from psycopg import errors as pg_errors
 from psycopg import sql
 
+from buffer.notice import PATH_PREFIX
 from gateway.deliver.cursor import Cursor, decode_cursor, encode_cursor
 from gateway.deliver.patterns import Patterns
 from gateway.deliver.sink import Row, SinkError
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS: Final = 10
 STATEMENT_MS_MAX: Final = 300_000  # a COPY of a million rows takes seconds; after this somebody holds a lock
 LOCK_MS_MAX: Final = 30_000
-SCHEMA_VERSION: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS: Final = (
     "stream, generation, seq, tag, path, ts, ts_ns, ts_source, value_double, value_int, value_bool, value_string, quality, flags"
@@ -65,6 +68,7 @@ _SCHEMA: Final[tuple[LiteralString, ...]] = (
         type text NOT NULL, unit text NOT NULL, low double precision, high double precision, states jsonb NOT NULL,
         description text NOT NULL, is_unsigned boolean NOT NULL, site text NOT NULL, PRIMARY KEY (stream, tag, since))""",
 )
+_NAMES: Final = tuple(f"ebbgate.{name}" for name in ("readings", "readings_identity", "cursors", "quarantine", "conflicts", "tags"))
 _VIEWS: Final[tuple[LiteralString, ...]] = (
     """CREATE OR REPLACE VIEW ebbgate.readings_good AS
         SELECT * FROM ebbgate.readings WHERE quality < 1073741824 AND tag NOT LIKE '\\_ebbgate.%'""",
@@ -78,7 +82,7 @@ _VIEWS: Final[tuple[LiteralString, ...]] = (
     """CREATE OR REPLACE VIEW ebbgate.tags_asof AS
         SELECT *, lead(since) OVER (PARTITION BY stream, tag ORDER BY since) AS until FROM ebbgate.tags""",
     """CREATE OR REPLACE VIEW ebbgate.notices AS
-        SELECT stream, generation, seq, substr(tag, 10) AS kind, ts, value_string::jsonb AS detail FROM ebbgate.readings
+        SELECT stream, generation, seq, substr(tag, 10) AS kind, ts, value_string AS detail FROM ebbgate.readings
         WHERE tag LIKE '\\_ebbgate.%'""",
 )
 
@@ -92,7 +96,7 @@ class PostgresSink:
         self._wall_ns = wall_ns
         self._wanted = Patterns(settings.tags)
         self._connection: psycopg.Connection[Any] | None = None
-        self._tables_written: set[tuple[str, str]] = set()
+        self._tables_written: set[tuple[str, int]] = set()
 
     # ---- Sink ----
 
@@ -133,6 +137,7 @@ class PostgresSink:
             with contextlib.suppress(psycopg.Error):
                 self._connection.close()
         self._connection = None
+        self._tables_written.clear()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
@@ -147,15 +152,33 @@ class PostgresSink:
     def _prepare(self, connection: psycopg.Connection[Any]) -> None:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('ebbgate'))")
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            timescale = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
-            key = "stream, generation, seq, ts" if timescale else "stream, generation, seq"
-            connection.execute(
-                sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS readings_identity ON ebbgate.readings ({})").format(sql.SQL(key))
-            )
-            for statement in _VIEWS if self._settings.views else ():
-                connection.execute(statement)
+            if not self._exists(connection):
+                self._create(connection)
+        if self._settings.views:
+            self._create_views(connection)
+
+    def _exists(self, connection: psycopg.Connection[Any]) -> bool:
+        """Say whether everything stands already: made by us, or by an owner who lets us only read and insert."""
+        found = connection.execute("SELECT count(*) FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL", (list(_NAMES),)).fetchone()
+        return found is not None and found[0] == len(_NAMES)
+
+    def _create(self, connection: psycopg.Connection[Any]) -> None:
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        by_time = connection.execute(
+            """SELECT 1 FROM pg_extension WHERE extname = 'timescaledb' UNION ALL
+               SELECT 1 FROM pg_partitioned_table WHERE partrelid = 'ebbgate.readings'::regclass"""
+        ).fetchone()
+        key = "stream, generation, seq, ts" if by_time else "stream, generation, seq"
+        connection.execute(sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS readings_identity ON ebbgate.readings ({})").format(sql.SQL(key)))
+
+    def _create_views(self, connection: psycopg.Connection[Any]) -> None:
+        try:
+            with connection.transaction():
+                for statement in _VIEWS:
+                    connection.execute(statement)
+        except pg_errors.InsufficientPrivilege as error:  # the schema belongs to somebody else: rows go in all the same
+            log.warning("views are not ours to make", extra={"data": {"sink": self.name, "error": str(error).strip()}})
 
     def _read_cursor(self, connection: psycopg.Connection[Any], stream: str, *, lock: bool) -> Cursor:
         if lock:  # also where no row exists yet: two delivers on one target take turns
@@ -167,8 +190,8 @@ class PostgresSink:
         with connection.transaction():
             cursor = self._read_cursor(connection, work.stream, lock=True)
             cursor.follow(work.landing, work.since)
-            if cursor.following.get(work.lane, 0) != work.first:
-                return cursor  # somebody else came first; the service looks again
+            if not work.wanted(cursor):
+                return cursor
             bad: list[tuple[Row, str]] = []
             rows = self._rows(cursor, work, bad)
             if through_temporary:
@@ -176,12 +199,13 @@ class PostgresSink:
             else:
                 self._copy(connection, sql.SQL("ebbgate.readings"), work, rows)
             self._quarantine(connection, work, bad)
-            self._describe(connection, work)
-            cursor.following[work.lane] = work.last + 1
+            described = self._describe(connection, work)
+            work.done(cursor)
             connection.execute(
                 "INSERT INTO ebbgate.cursors VALUES (%s, %s, %s) ON CONFLICT (sink, stream) DO UPDATE SET cursor = excluded.cursor",
                 (self.name, work.stream, json.dumps(encode_cursor(cursor))),
             )
+        self._tables_written |= described
         return cursor
 
     def _rows(self, cursor: Cursor, work: Work, bad: list[tuple[Row, str]]) -> Iterator[Row]:
@@ -194,7 +218,7 @@ class PostgresSink:
                 reason = _unfit(row, latest_us)
                 if reason:
                     bad.append((row, reason))
-                elif self._wanted(row.path):
+                elif row.path.startswith(PATH_PREFIX) or self._wanted(row.path):
                     yield row
             cursor.take(part.generation, ranges)
 
@@ -224,18 +248,19 @@ class PostgresSink:
             connection.execute(
                 "INSERT INTO ebbgate.quarantine (sink, stream, generation, seq, reason, row) VALUES (%s, %s, %s, %s, %s, %s)"
                 " ON CONFLICT DO NOTHING",
-                (self.name, work.stream, row.generation, row.seq, reason, json.dumps(_without_nul(row))),
+                (self.name, work.stream, row.generation, row.seq, reason, json.dumps(_storable(row))),
             )
 
-    def _describe(self, connection: psycopg.Connection[Any], work: Work) -> None:
-        """Write the tag tables that are new to this target; a row is added only where a tag's description changed."""
+    def _describe(self, connection: psycopg.Connection[Any], work: Work) -> set[tuple[str, int]]:
+        """Write the tag tables that are new to this target; a row is added only where a tag's description changed. Return which."""
+        written = set()
         for table in {id(part.table): part.table for part in work.parts}.values():
-            key = (work.stream, table.addresses + str(hash(table.tags)))
+            key = (work.stream, hash(table.tags))
             if key in self._tables_written:
                 continue
             values = [
-                (work.stream, t.id, t.path, t.source, t.type, t.unit, t.low, t.high, json.dumps(dict(t.states)), t.description, t.unsigned,
-                 work.site)
+                (work.stream, t.id, _plain(t.path), _plain(t.source), _plain(t.type), _plain(t.unit), t.low, t.high,
+                 json.dumps({number: _plain(text) for number, text in t.states}), _plain(t.description), t.unsigned, work.site)
                 for t in table.tags
             ]  # fmt: skip
             with connection.cursor() as cursor:
@@ -248,7 +273,8 @@ class PostgresSink:
                        WHERE (newest.*)::text = (v.*)::text)""",
                     values,
                 )
-            self._tables_written.add(key)
+            written.add(key)
+        return written
 
 
 def _unfit(row: Row, latest_us: int) -> str:
@@ -256,18 +282,26 @@ def _unfit(row: Row, latest_us: int) -> str:
         return "later than the allowed future"
     if not _in_calendar(row.ts_us) or (row.ts_source_us is not None and not _in_calendar(row.ts_source_us)):
         return "outside the years 1 to 9999"
-    if row.value_string is not None and "\0" in row.value_string:
-        return "text holds a NUL, which PostgreSQL cannot store"
+    if any(_plain(text) != text for text in (row.tag, row.path, row.value_string or "")):
+        return "text holds a NUL or half a surrogate pair, which PostgreSQL cannot store"
     return ""
+
+
+def _plain(text: str) -> str:
+    """Return text that PostgreSQL can store: NUL and surrogates become U+FFFD."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return "".join("\ufffd" if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def _in_calendar(us: int) -> bool:
     return -62_135_596_800_000_000 <= us < 253_402_300_800_000_000  # years 1 to 9999
 
 
-def _without_nul(row: Row) -> dict[str, Any]:
+def _storable(row: Row) -> dict[str, Any]:
+    """Return the row as jsonb can hold it: a float as its repr (NaN), a text with what cannot be stored as Python escapes it."""
     body = row._asdict()
-    return {k: repr(v) if isinstance(v, str) and "\0" in v else (repr(v) if isinstance(v, float) else v) for k, v in body.items()}
+    return {k: repr(v) if isinstance(v, float) or (isinstance(v, str) and _plain(v) != v) else v for k, v in body.items()}
 
 
 def _binary(stream: str, row: Row) -> tuple[Any, ...]:

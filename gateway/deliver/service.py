@@ -13,7 +13,7 @@ from buffer.errors import CorruptError, StorageFault
 from buffer.storage import PosixReadStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table
 from gateway.deliver.parquet import LakeSink, frame_rows
-from gateway.deliver.sink import Part, SinkError, Work
+from gateway.deliver.sink import Part, SinkError, UnreadableError, Work
 from gateway.landing import LandingReader, Record, stream_names
 from gateway.runtime import full_jitter, notify
 from gateway.wire.request import Lane
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 WORK_READINGS_MAX: Final = 1_000_000  # of one transaction
 WORK_RECORDS_MAX: Final = 2_000
 RETRY_CAP_S: Final = 60.0
+UNREAD_AGAIN_NS: Final = 3600 * 10**9  # how often records that did not read are tried again, beside each start
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +43,28 @@ class SinkStatus:
     following: dict[str, int] = field(default_factory=dict)
     error: str = ""
     delivered_ns: int = 0
+    behind: int = 0  # landing records that wait
+    unread: dict[str, list[int]] = field(default_factory=dict)
+    why_unread: str = ""  # the newest of them
 
 
 class Feed:
-    """The landing of one stream, turned into work."""
+    """The landing of one stream, turned into work.
+
+    A record whose frame does not read stops one try; the next passes it by (`bad`), and `again` tries it anew.
+    """
 
     def __init__(self, settings: SiteSettings, stream: str) -> None:
         self.stream = stream
         self.site = next((g.site or g.id for g in settings.gateways if stream.startswith(g.id + ".")), "unknown")
         self._reader = LandingReader(PosixReadStorage(settings.landing / stream))
         self._tables: dict[bytes, TagTable] = {}
+        self.bad: dict[tuple[str, int], str] = {}  # (lane, number) -> why
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """One past the newest number of each lane, as of the last look."""
+        return {lane.value: self._reader.state.ends.of(lane) for lane in Lane}
 
     def next(self, cursor: Cursor, sink: Sink) -> Work | None:
         """Return the next piece of work for a sink, None if it has everything; raise CorruptError, StorageFault."""
@@ -63,11 +76,27 @@ class Feed:
         later = {Lane.LIVE.value: starts.live, Lane.BACKFILL.value: starts.backfill} if starts else {}
         ahead = cursor.copy()
         ahead.follow(state.landing, later)
+        if (again := self._again(ahead, later)) is not None:
+            return again
         for lane in Lane:
             records = self._records(lane, ahead.following.get(lane.value, 0), sink.limit(cursor, lane.value))
             if records:
-                parts = tuple(self._part(record) for record in records if record.new)
-                return Work(self.stream, self.site, lane.value, state.landing, later, records[0].number, records[-1].number, parts)
+                parts = tuple(part for record in records if record.new and (part := self._part(record)) is not None)
+                passed = tuple(r.number for r in records if (lane.value, r.number) in self.bad)
+                return Work(self.stream, self.site, lane.value, state.landing, later, records[0].number, records[-1].number, parts, passed)
+        return None
+
+    def _again(self, cursor: Cursor, later: dict[str, int]) -> Work | None:
+        """Return a record that was passed by before and has not been tried since `forget_bad`."""
+        for lane in Lane:
+            for number in cursor.unread.get(lane.value, ()):
+                if (lane.value, number) in self.bad:
+                    continue
+                record = next((r for r in self._reader.records(lane, number, 1) if r.number == number), None)
+                part = self._part(record) if record is not None else None
+                if part is not None:
+                    return Work(self.stream, self.site, lane.value, self._reader.state.landing, later, number, number, (part,), again=True)
+                self.bad.setdefault((lane.value, number), "its index entry is gone")
         return None
 
     def _records(self, lane: Lane, first: int, limit: int | None) -> list[Record]:
@@ -83,8 +112,20 @@ class Feed:
                 break
         return out
 
-    def _part(self, record: Record) -> Part:
-        return Part(record.number, record.generation, record.new, self._table(record.tag_table), partial(self._load, record))
+    def _part(self, record: Record) -> Part | None:
+        if (record.lane.value, record.number) in self.bad:
+            return None
+        try:
+            table = self._table(record.tag_table)
+        except CorruptError as error:
+            self._spoilt(record, error)
+            return None
+        return Part(record.number, record.generation, record.new, table, partial(self._load, record))
+
+    def _spoilt(self, record: Record, error: Exception) -> str:
+        why = f"{record.lane.value} record {record.number} of {self.stream} does not read: {error}"
+        self.bad[record.lane.value, record.number] = why
+        return why
 
     def _table(self, digest: bytes) -> TagTable:
         if digest not in self._tables:
@@ -95,26 +136,41 @@ class Feed:
         return self._tables[digest]
 
     def _load(self, record: Record, ranges: Sequence[Range]) -> Rows:
-        return frame_rows([self._reader.frame(record)], self._table(record.tag_table), ranges)
+        try:
+            return frame_rows([self._reader.frame(record)], self._table(record.tag_table), ranges)
+        except (CorruptError, ValueError, KeyError, IndexError, OverflowError) as error:
+            raise UnreadableError(self._spoilt(record, error)) from error
 
 
 async def feed_sink(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus, every_s: float) -> None:
     """Deliver one stream to one sink for ever."""
-    attempt = 0
+    attempt, again_at = 0, runtime.monotonic_ns() + UNREAD_AGAIN_NS
     while True:
+        if runtime.monotonic_ns() > again_at:
+            feed.bad.clear()
+            again_at = runtime.monotonic_ns() + UNREAD_AGAIN_NS
         try:
             busy = await runtime.offload(partial(_step, runtime, feed, sink, status))
-            attempt = 0
-        except (SinkError, CorruptError, StorageFault) as error:
-            if status.error != str(error):
-                log.error("sink waits", extra={"data": {"sink": sink.name, "stream": feed.stream, "error": str(error)}})  # noqa: TRY400
-            status.error = str(error)
+        except UnreadableError as error:
+            log.error("passed by", extra={"data": {"sink": sink.name, "error": str(error)}})  # noqa: TRY400 -- it names the file
+            status.why_unread = str(error)
+            continue
+        except Exception as error:  # whatever a target or its driver does, no other sink is touched
+            _waits(feed, sink, status, error)
             await runtime.sleep(full_jitter(runtime, attempt, 1.0, RETRY_CAP_S))
             attempt += 1
             continue
-        status.error = ""
+        attempt, status.error = 0, ""
         if not busy:
             await runtime.sleep(every_s)
+
+
+def _waits(feed: Feed, sink: Sink, status: SinkStatus, error: Exception) -> None:
+    known = isinstance(error, SinkError | CorruptError | StorageFault)
+    text = str(error) if known else f"defect in sink {sink.name}: {type(error).__name__}: {error}"
+    if status.error != text:
+        log.error("sink waits", exc_info=None if known else error, extra={"data": {"sink": sink.name, "stream": feed.stream, "error": text}})
+    status.error = text
 
 
 def _step(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus) -> bool:
@@ -123,7 +179,10 @@ def _step(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus) -> bool:
     if work is not None:
         cursor = sink.write(work)
         status.delivered_ns = runtime.wall_ns()
-    status.rows, status.following = cursor.rows, dict(cursor.following)
+    status.rows, status.following, status.unread = cursor.rows, dict(cursor.following), dict(cursor.unread)
+    status.behind = sum(max(0, end - cursor.following.get(lane, 0)) for lane, end in feed.ends.items())
+    if feed.bad:
+        status.why_unread = next(reversed(feed.bad.values()))
     return work is not None
 
 
@@ -155,15 +214,27 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
                 for sink, every_s in make_sinks(runtime, settings):
                     statuses[stream][sink.name] = SinkStatus()
                     group.create_task(feed_sink(runtime, Feed(settings, stream), sink, statuses[stream][sink.name], every_s))
-            publish_file(settings.deliver / "status.json", json.dumps(_status(runtime, statuses)).encode(), durable=False)
+            _publish(settings, _status(runtime, statuses))
             notify("WATCHDOG=1")
             await runtime.sleep(1.0)
+
+
+def _publish(settings: SiteSettings, status: dict[str, Any]) -> None:
+    """Show the status. A full disk here must not stop a sink whose target has room."""
+    try:
+        publish_file(settings.deliver / "status.json", json.dumps(status).encode(), durable=False)
+    except StorageFault as fault:
+        log.error("status", extra={"data": {"fault": str(fault)}})  # noqa: TRY400
 
 
 def _status(runtime: Runtime, statuses: dict[str, dict[str, SinkStatus]]) -> dict[str, Any]:
     streams = {
         stream: {
-            name: {"rows": s.rows, "following": s.following, "error": s.error, "delivered_ns": s.delivered_ns} for name, s in sinks.items()
+            name: {
+                "rows": s.rows, "following": s.following, "error": s.error, "delivered_ns": s.delivered_ns, "behind": s.behind,
+                "unread": sum(len(x) for x in s.unread.values()), "why_unread": s.why_unread if s.unread else "",
+            }
+            for name, s in sinks.items()
         }
         for stream, sinks in statuses.items()
     }

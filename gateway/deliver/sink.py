@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from buffer.errors import CorruptError
 from gateway.errors import EbbgateError
 
 if TYPE_CHECKING:
@@ -76,6 +77,28 @@ class Work:
     first: int
     last: int
     parts: tuple[Part, ...]
+    passed_by: tuple[int, ...] = ()  # of first..last: records whose frames do not read
+    again: bool = False  # one record that was passed by before; it moves nothing but `unread`
+
+    def wanted(self, cursor: Cursor) -> bool:
+        """Say whether this is what the cursor waits for; else somebody else came first, and the service looks again."""
+        if self.again:
+            return self.first in cursor.unread.get(self.lane, ())
+        return cursor.following.get(self.lane, 0) == self.first
+
+    def done(self, cursor: Cursor) -> None:
+        """Move the cursor behind this work."""
+        if self.again:
+            cursor.was_read(self.lane, self.first)
+            return
+        cursor.following[self.lane] = self.last + 1
+        cursor.pass_by(self.lane, self.passed_by)
+
+
+class UnreadableError(CorruptError):
+    """The frame of one landing record rotted. `number` is set where a Part is loaded."""
+
+    number: int = -1
 
 
 class Sink(Protocol):

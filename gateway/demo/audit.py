@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from buffer.errors import CorruptError
 from buffer.intervals import Intervals
 from buffer.reader import RingReader
 from buffer.storage import PosixReadStorage
+from gateway.completeness import account, ledger_lines
 from gateway.deliver.parquet import identities
-from gateway.landing import LandingReader
+from gateway.landing import LandingReader, stream_names
 from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
@@ -59,17 +61,37 @@ def landed(landing: Path) -> int:
     return sum(last - first + 1 for lane in Lane for record in reader.records(lane, 0, RECORDS_MAX) for first, last in record.new)
 
 
-def latencies_ms(landing: Path, quiet: tuple[int, int] | None) -> list[float]:
-    """Return commit to landed of live records, those committed inside `quiet` (wall ns, the outage and its drain) left out."""
+def ledger(landing: Path) -> list[str]:
+    """Return what `ebbgate ledger` says."""
+    lines: list[str] = []
+    for stream in stream_names(landing):
+        reader = LandingReader(PosixReadStorage(landing / stream))
+        reader.refresh()
+        lines += ledger_lines(account(stream, reader.state))
+    return lines
+
+
+def drained(landing: Path, since_ns: int) -> bool:
+    """Say whether a record committed after `since_ns` has landed and nothing that any record reported is still waiting."""
+    reader = LandingReader(PosixReadStorage(landing))
+    try:
+        reader.refresh()
+    except CorruptError:
+        return False  # receive is being killed and started: the next look says more
+    one = account(landing.name, reader.state)
+    return one.reported_until_ns > since_ns and not one.waiting
+
+
+def latencies_ms(landing: Path, quiet: list[tuple[int, int]], since_ns: int) -> list[float]:
+    """Return commit to landed of live records, those committed inside `quiet` (wall ns: outages and their drains) left out.
+
+    Where nothing was committed after `since_ns` (a short run), everything counts.
+    """
     reader = LandingReader(PosixReadStorage(landing))
     reader.refresh()
-    out = []
-    for record in reader.records(Lane.LIVE, 0, RECORDS_MAX):
-        committed_ns = record.state.wall_ns
-        inside = quiet is not None and quiet[0] <= committed_ns <= quiet[1]
-        if not inside and record.first_block > 40:  # noqa: PLR2004 -- ten seconds: the processes start one after the other
-            out.append((record.received_ns - committed_ns) / 1e6)
-    return sorted(out)
+    found = [(r.state.wall_ns, (r.received_ns - r.state.wall_ns) / 1e6) for r in reader.records(Lane.LIVE, 0, RECORDS_MAX)]
+    live = [(at, ms) for at, ms in found if not any(a <= at <= b for a, b in quiet)]
+    return sorted(ms for _, ms in [x for x in live if x[0] >= since_ns] or live)
 
 
 def percentile(values: list[float], share: float) -> float | None:

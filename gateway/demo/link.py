@@ -16,7 +16,7 @@ class Link:
     """Listens on a free loopback port and forwards to `target`."""
 
     def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
+        self.target = target
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,7 +58,7 @@ class Link:
             _reset(writer)
             return
         try:
-            there_reader, there = await asyncio.open_connection(*self._target)
+            there_reader, there = await asyncio.open_connection(*self.target)
         except OSError:
             _reset(writer)
             return

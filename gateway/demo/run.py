@@ -16,16 +16,24 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from gateway.demo import audit
+from gateway.demo.keyboard import keys
+from gateway.demo.killer import Killer
 from gateway.demo.link import Link
+from gateway.demo.outage import Outages
 from gateway.demo.setup import STREAM, Files, free_port, make_keys, write_config
 from gateway.errors import EXIT_FINDING, EbbgateError
-from gateway.supervise import Command, Supervisor
+from gateway.supervise import Command, Supervisor, die_with_parent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.runtime import Runtime
 
-PLANT_SECONDS_MAX: Final = 40  # an OPC UA server starts in 3 s on an idle box
+PLANT_SECONDS_MAX: Final = 90  # an OPC UA server starts in 3 s on an idle box
 DRAIN_SECONDS_MAX: Final = 180
+KILL_SECONDS_MAX: Final = 900  # of a campaign: it ends when everybody was killed as often as asked
+START_SECONDS_MAX: Final = 60  # until the first reading stands in the lake: the clock of the run begins then
+SETTLE_NS: Final = 2 * 10**9  # after it: what was committed before is not live
 PROCESSES: Final = ("receive", "deliver", "console", "collect", "upload")
 
 
@@ -39,7 +47,7 @@ class Options:
     as_json: bool
     state: Path | None
     seed: int = 1
-    kills: int = 0  # of random processes, for the tests
+    kills: int = 0  # kill -9 of each process, for the tests
 
 
 class Demo:
@@ -50,13 +58,12 @@ class Demo:
         self._options = options
         self.root = root
         self._plant: asyncio.subprocess.Process | None = None
-        self._link: Link | None = None
-        self.supervisor: Supervisor | None = None
-        self._outage: tuple[int, int] | None = None  # wall ns
-        self._silent_s = 0.0
-        self._drain_s: float | None = None
+        self._link = Link(("127.0.0.1", free_port(runtime.random)))
+        self._outages = Outages(self._link)
+        self._supervisor: Supervisor | None = None
+        self._killer = Killer(options.kills, PROCESSES, runtime.random)
         self._peaks: dict[str, int] = {}
-        self._killed: dict[str, int] = {}
+        self._began_ns = runtime.wall_ns()  # of the run: everybody works
 
     # ---- start and stop ----
 
@@ -64,10 +71,7 @@ class Demo:
         """Start plant, link and processes."""
         make_keys(self.root)
         ports = await self._start_plant()
-        receiver_port = free_port()
-        self._link = Link(("127.0.0.1", receiver_port))
-        link_port = await self._link.start()
-        files = write_config(self.root, ports["opcua"], ports["modbus"], link_port, receiver_port)
+        files = write_config(self.root, ports, await self._link.start(), self._link.target[1], free_port(self._runtime.random))
         logs = self.root / "logs"
         logs.mkdir(exist_ok=True)
         commands = []
@@ -75,13 +79,13 @@ class Demo:
             config = files.gateway_toml if name in ("collect", "upload") else files.receiver_toml
             arguments = (sys.executable, "-m", "gateway.cli", name, "--config", str(config))
             commands.append(Command(name, arguments, logs / f"{name}.log", (0.2, 2.0)))
-        self.supervisor = Supervisor(self._runtime, commands)
-        self.supervisor.start()
+        self._supervisor = Supervisor(self._runtime, commands)
+        self._supervisor.start()
         return files
 
     async def _start_plant(self) -> dict[str, int]:
         arguments = (sys.executable, "-m", "gateway.demo.plant", "--state", str(self.root), "--seed", str(self._options.seed))
-        self._plant = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+        self._plant = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE, preexec_fn=die_with_parent)
         assert self._plant.stdout is not None
         try:
             async with asyncio.timeout(PLANT_SECONDS_MAX):
@@ -95,83 +99,98 @@ class Demo:
 
     async def stop(self) -> None:
         """Stop everything that still runs."""
-        if self.supervisor is not None:
-            await self.supervisor.stop_all()
-        if self._link is not None:
-            await self._link.stop()
+        if self._supervisor is not None:
+            await self._supervisor.stop_all()
+        await self._link.stop()
         if self._plant is not None and self._plant.returncode is None:
             self._plant.send_signal(signal.SIGTERM)
-            await self._plant.wait()
+            try:
+                async with asyncio.timeout(10):
+                    await self._plant.wait()
+            except TimeoutError:
+                self._plant.kill()
+                await self._plant.wait()
 
     # ---- the run ----
 
-    async def play(self, show: Any) -> None:  # noqa: ANN401 -- a callable that prints
-        """Run for the time asked, with the outage in the middle; then stop collect and wait until everything is delivered."""
-        assert self.supervisor is not None
-        assert self._link is not None
+    def toggle_link(self) -> None:
+        """Cut or restore the link: the key `o`."""
+        now_ns = self._runtime.wall_ns()
+        (self._outages.cut if self._link.up else self._outages.restore)(now_ns)
+
+    async def play(self, show: Callable[[str], None]) -> None:
+        """Run for the time asked, with the outage in the middle, and until everybody was killed as often as asked."""
         options = self._options
+        await self._warm_up(show)
         began = self._runtime.monotonic_ns()
         cut_at = min(15.0, max(5.0, (options.seconds - options.outage_s) * 0.45))
-        kill_times = [options.seconds * (i + 1) / (options.kills + 1) for i in range(options.kills)]
-        while (passed := (self._runtime.monotonic_ns() - began) / 1e9) < options.seconds:
-            if options.outage_s:
-                self._switch(passed, cut_at)
-            while kill_times and passed >= kill_times[0]:
-                kill_times.pop(0)
-                self._kill()
-            self._sample()
+        todo = [(cut_at, self._outages.cut), (cut_at + options.outage_s, self._outages.restore)] if options.outage_s else []
+        while True:
+            passed = (self._runtime.monotonic_ns() - began) / 1e9
+            if passed >= options.seconds and (self._killer.done or passed > KILL_SECONDS_MAX):
+                return
+            while todo and passed >= todo[0][0]:
+                todo.pop(0)[1](self._runtime.wall_ns())
+            if self._drained():
+                self._outages.drained(self._runtime.wall_ns())
+            self._look(passed)
             show(self._progress(passed))
             await self._runtime.sleep(0.25)
-        self._link.restore()
-        await self._finish(show)
 
-    def _switch(self, passed: float, cut_at: float) -> None:
-        assert self._link is not None
-        now = self._runtime.wall_ns()
-        if self._outage is None and passed >= cut_at:
-            self._link.cut()
-            self._outage = (now, 0)
-            self._moved = self._link.bytes_out
-        elif self._outage is not None and not self._link.up and passed >= cut_at + self._options.outage_s:
-            self._silent_s = (now - self._outage[0]) / 1e9 if self._link.bytes_out == self._moved else 0.0
-            self._outage = (self._outage[0], now)
-            self._link.restore()
-        elif self._outage is not None and self._outage[1] and self._drain_s is None and self._drained():
-            self._drain_s = (now - self._outage[1]) / 1e9
+    async def _warm_up(self, show: Callable[[str], None]) -> None:
+        began = self._runtime.monotonic_ns()
+        while not self._work("deliver") and (passed := (self._runtime.monotonic_ns() - began) / 1e9) < START_SECONDS_MAX:
+            show(f"{passed:5.0f} s  starting: no reading has reached the lake yet")
+            await self._runtime.sleep(0.25)
+        self._began_ns = self._runtime.wall_ns()
 
     def _drained(self) -> bool:
-        status = self._status("upload")
-        behind = status.get("live", {}).get("blocks_waiting", 1)
-        return not status.get("backlog_readings", 1) and behind <= 8 and not status.get("cause")  # noqa: PLR2004 -- two seconds of commits
+        last = self._outages.all[-1] if self._outages.all else None
+        return last is not None and last.ended_ns > 0 and not last.drained_ns and audit.drained(self._landing, last.ended_ns)
 
-    def _kill(self) -> None:
-        assert self.supervisor is not None
-        running = [child for child in self.supervisor.children.values() if child.pid]
-        if running:
-            child = running[int(self._runtime.random() * len(running))]
-            self._killed[child.command.name] = self._killed.get(child.command.name, 0) + 1
-            if child.pid:
-                os.kill(child.pid, signal.SIGKILL)
-
-    def _sample(self) -> None:
-        assert self.supervisor is not None
-        for name, child in self.supervisor.children.items():
+    def _look(self, passed: float) -> None:
+        """Note memory peaks, and kill who is due."""
+        assert self._supervisor is not None
+        for name, child in self._supervisor.children.items():
+            pid = child.pid
+            if pid is None:
+                continue
             try:
-                text = Path(f"/proc/{child.pid}/status").read_text(encoding="ascii")
+                text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
             except OSError:
                 continue
             peak = next((int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM")), 0)
             self._peaks[name] = max(self._peaks.get(name, 0), peak)
+            if self._killer.seen(name, pid, self._work(name), passed):
+                os.kill(pid, signal.SIGKILL)
 
-    async def _finish(self, show: Any) -> None:  # noqa: ANN401
-        assert self.supervisor is not None
-        await self.supervisor.stop("collect")
+    def _work(self, name: str) -> int:
+        """Return a number that rises while a process does its work; the console writes nothing, its log says when it serves."""
+        if name == "console":
+            return (self.root / "logs/console.log").read_bytes().count(b"console is ready")
+        status = self._status(name)
+        streams = status.get("streams", {}).get(STREAM, {})
+        numbers = {
+            "collect": status.get("time_ns", 0) if status.get("end_seq") else 0,  # end_seq begins anew with each generation
+            "upload": status.get("last_receipt_ns", 0),
+            "receive": streams.get("received", 0),
+            "deliver": streams.get("lake", {}).get("rows", 0),
+        }
+        return int(numbers[name] or 0)
+
+    async def finish(self, show: Callable[[str], None]) -> None:
+        """Bring the link back, stop collect, wait until everything committed has landed and is in the lake."""
+        assert self._supervisor is not None
+        self._outages.restore(self._runtime.wall_ns())
+        await self._supervisor.stop("collect")
         deadline = self._runtime.monotonic_ns() + DRAIN_SECONDS_MAX * 10**9
         ends = audit.committed(self._ring)
         while self._runtime.monotonic_ns() < deadline:
             landed = audit.landed(self._landing) if self._landing.exists() else 0
             delivered = self._status("deliver").get("streams", {}).get(STREAM, {}).get("lake", {}).get("rows", 0)
             show(f"draining: {ends.committed:,} committed, {landed:,} landed, {delivered:,} delivered")
+            if landed >= ends.committed:
+                self._outages.drained(self._runtime.wall_ns())
             if landed >= ends.committed and delivered >= ends.committed:
                 return
             await self._runtime.sleep(0.5)
@@ -195,27 +214,20 @@ class Demo:
         return body
 
     def _progress(self, passed: float) -> str:
-        assert self._link is not None
         collect, upload = self._status("collect"), self._status("upload")
         received = self._status("receive").get("streams", {}).get(STREAM, {}).get("received", 0)
         rows = self._status("deliver").get("streams", {}).get(STREAM, {}).get("lake", {}).get("rows", 0)
         link = "up" if self._link.up else "DOWN"
-        waiting = upload.get("live", {}).get("blocks_waiting", 0)
         return (
             f"{passed:5.0f} s  link {link:4}  committed {collect.get('end_seq', 0):>8,}  landed {received:>8,}  lake {rows:>8,}"
-            f"  waiting {waiting:>4} blocks  segments {collect.get('segments', 0)}"
+            f"  waiting {upload.get('backlog_readings', 0):>6,}  segments {collect.get('segments', 0)}"
         )
 
     def summary(self) -> dict[str, Any]:
         """Return the account, counted from the stores."""
-        assert self._link is not None
         ends = audit.committed(self._ring)
         lake = audit.count_lake(self.root / "lake", STREAM, ends)
-        quiet = None
-        if self._outage is not None:
-            end = self._outage[1] or self._runtime.wall_ns()
-            quiet = (self._outage[0] - 2 * 10**9, end + int((self._drain_s or 0) * 1e9) + 2 * 10**9)
-        late = audit.latencies_ms(self._landing, quiet)
+        late = audit.latencies_ms(self._landing, self._outages.quiet(self._runtime.wall_ns()), self._began_ns + SETTLE_NS)
         writes = (self.root / "plant-writes.jsonl").read_text(encoding="utf-8").count("\n")
         return {
             "committed": ends.committed,
@@ -223,16 +235,16 @@ class Demo:
             "delivered_lake": lake.rows,
             "missing": lake.missing,
             "duplicates": lake.duplicates,
-            "outage_s": round(self._silent_s, 1),
-            "drain_s": round(self._drain_s, 1) if self._drain_s is not None else None,
+            "outage_s": round(self._outages.silent_s, 1),
+            "drain_s": None if self._outages.drain_s is None else round(self._outages.drain_s, 1),
             "live_latency_ms_p50": audit.percentile(late, 0.5),
             "live_latency_ms_p99": audit.percentile(late, 0.99),
             "generations": len(ends.by_generation),
             "segments": len(list((self._ring / "segments").glob("*.cose"))),
-            "link_cuts": self._link.cuts,
+            "link_cuts": len(self._outages.all),
             "writes_seen": writes,
             "memory_peak_mb": {name: round(kb / 1024, 1) for name, kb in sorted(self._peaks.items())},
-            "killed": self._killed,
+            "killed": self._killer.killed,
         }
 
 
@@ -241,8 +253,11 @@ def run_demo(runtime: Runtime, options: Options) -> int:
     temporary = options.state is None
     root = Path(tempfile.mkdtemp(prefix="ebbgate-demo-")) if options.state is None else options.state
     root.mkdir(parents=True, exist_ok=True)
+    if not temporary and any(root.iterdir()):
+        raise EbbgateError(f"{root} is not empty", "Name a directory that does not exist yet: a demo begins with nothing.")
     try:
         summary = asyncio.run(_run(runtime, options, root))
+        ledger = audit.ledger(root / "landing")
     finally:
         if temporary:
             shutil.rmtree(root, ignore_errors=True)
@@ -250,40 +265,74 @@ def run_demo(runtime: Runtime, options: Options) -> int:
     if options.as_json:
         click.echo(json.dumps(summary))
     else:
+        for line in ledger:
+            click.echo(line)
         for key, value in summary.items():
             click.echo(f"  {key:22} {value}")
         click.echo("every reading arrived once" if good else "something is missing or doubled: keep --state DIR and look into DIR/logs")
     return 0 if good else EXIT_FINDING
 
 
-async def _run(runtime: Runtime, options: Options, root: Path) -> dict[str, Any]:
-    demo = Demo(runtime, options, root)
-    shown = ["", 0.0]
+def _printer(runtime: Runtime, on_terminal: bool) -> Callable[[str], None]:
+    """Return what shows a line of progress: in place on a terminal, else one in 5 s."""
+    shown = [float("-inf")]
 
     def show(line: str) -> None:
         now = runtime.monotonic_ns() / 1e9
-        if sys.stderr.isatty() and not options.headless:
+        if on_terminal:
             click.echo(f"\r{line:<118}", nl=False, err=True)
-        elif now - float(shown[1]) >= 5:  # noqa: PLR2004 -- seconds between lines in a log
-            shown[1] = now
+        elif now - shown[0] >= 5:  # noqa: PLR2004 -- seconds between lines in a log
+            shown[0] = now
             click.echo(line, err=True)
 
-    stop = asyncio.Event()
+    return show
+
+
+async def _run(runtime: Runtime, options: Options, root: Path) -> dict[str, Any]:
+    demo = Demo(runtime, options, root)
+    on_terminal = sys.stderr.isatty() and not options.headless
+    show = _printer(runtime, on_terminal)
+    stop = _Stop()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.ask)
     try:
-        files = await demo.start()
-        click.echo(f"console: http://127.0.0.1:{files.console_port}   state: {root}   (Ctrl-C stops and counts)", err=True)
-        play = asyncio.create_task(demo.play(show))
-        play.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        if not play.done():
-            play.cancel()
-            await asyncio.gather(play, return_exceptions=True)
-            await demo._finish(show)  # noqa: SLF001 -- the same module's class
-        else:
-            play.result()
+        starting = asyncio.create_task(demo.start())
+        if not await stop.during(starting):
+            raise EbbgateError("stopped before it had started", "Start it again.")
+        click.echo(f"console: http://127.0.0.1:{starting.result().console_port}   state: {root}", err=True)
+        with keys({"o": demo.toggle_link, "q": stop.ask}, wanted=on_terminal) as heard:
+            click.echo("keys: o cuts and restores the link, q stops and counts" if heard else "Ctrl-C stops and counts", err=True)
+            await stop.during(asyncio.create_task(demo.play(show)))
+        await demo.finish(show)
+        if on_terminal:
+            click.echo("", err=True)
     finally:
         await demo.stop()
     return demo.summary()
+
+
+class _Stop:
+    """Somebody wants the demo to end: a signal or a key."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._event = asyncio.Event()
+
+    def ask(self) -> None:
+        """End what runs under `during`, and whatever comes after."""
+        self.asked = True
+        self._event.set()
+
+    async def during(self, task: asyncio.Task[Any]) -> bool:
+        """Wait for the task or for `ask`, which cancels it. Raise what it raised; say whether it ended by itself."""
+        task.add_done_callback(lambda _: self._event.set())
+        if not self.asked:
+            await self._event.wait()
+            self._event.clear()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import socket
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING
 
 from buffer.storage import make_directory
 from gateway.demo.plant import NAMESPACE, PASSWORD, USER
+from gateway.errors import EbbgateError
 from gateway.trust import certs
 from gateway.trust.keys import create_signer, endorse_statement, propose_statement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 STREAM = "demo.main"
+_PORTS = (20_000, 32_000)  # below what the kernel gives to outgoing connections: nobody takes a port while its owner is restarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,15 @@ class Files:
     console_port: int
 
 
-def free_port() -> int:
+def free_port(random: Callable[[], float]) -> int:
     """Return a loopback port nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    first, last = _PORTS
+    for _ in range(1_000):
+        port = first + int(random() * (last - first))
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise EbbgateError(f"no free port between {first} and {last}", "End what listens there.")
 
 
 def make_keys(root: Path) -> None:
@@ -53,9 +60,8 @@ def make_keys(root: Path) -> None:
     (pki / "plc-password").chmod(0o600)
 
 
-def write_config(root: Path, opcua_port: int, modbus_port: int, link_port: int, receiver_port: int) -> Files:
-    """Write gateway.toml and receiver.toml; tags.csv was written by the plant."""
-    console = free_port()
+def write_config(root: Path, plant: dict[str, int], link_port: int, receiver_port: int, console: int) -> Files:
+    """Write gateway.toml and receiver.toml; tags.csv was written by the plant, which said its ports."""
     gateway = root / "gateway.toml"
     gateway.write_text(
         f"""[gateway]
@@ -77,7 +83,7 @@ backfill = {{ limit = "50 Mbit/s" }}
 
 [source.plc]
 kind = "opcua"
-urls = ["opc.tcp://127.0.0.1:{opcua_port}"]
+urls = ["opc.tcp://127.0.0.1:{plant["opcua"]}"]
 security = "Basic256Sha256 SignAndEncrypt"
 server_certificate = "plant.der"
 user = "{USER}"
@@ -88,7 +94,7 @@ load = {{ requests_per_s = 50 }}
 
 [source.meters]
 kind = "modbus-tcp"
-address = "127.0.0.1:{modbus_port}"
+address = "127.0.0.1:{plant["modbus"]}"
 load = {{ requests_per_s = 20 }}
 """,
         encoding="utf-8",

@@ -19,7 +19,8 @@ The index is the truth: readers go by it, never by glob, and never beyond `durab
 then entries: magic "EBBE", length u32, CRC-32 of the body u32, body (deterministic CBOR, [kind, ...]):
 
     [1, summary]       first in each part: everything the parts before say (`LandingState`), so that a start reads one part. An
-                       opening of the landing begins a part, whose summary has it as the last of its openings
+                       opening of the landing begins a part, whose summary has it as the last of its openings; a part that holds
+                       nothing else is taken away by the next opening
     [2, lane, number, kind, generation, [first, last block], [first seq, count], chain before, chain after, SHA-256 of the COSE_Sign1,
         [[first, last]..] new, file, offset, length, tag table, state record, received ns]            frames landed
     [3, generation, [first, last block], file, received ns]  a conflict kept apart

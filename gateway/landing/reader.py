@@ -22,6 +22,7 @@ from gateway.landing.index import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from buffer.storage import ReadStorage
@@ -59,7 +60,13 @@ class LandingReader:
         if part == self._part:
             self._follow(part, mark.end_offset)
         else:
-            self._load(part, mark.end_offset)
+            try:
+                self._load(part, mark.end_offset)
+            except CorruptError:
+                again = self._mark()  # an opening may have taken an empty part away since the mark was read
+                if again is None or (again.serial, again.generation) == (mark.serial, mark.generation):
+                    raise
+                self._load(PartName(again.serial, again.generation), again.end_offset)
         return True
 
     def _mark(self) -> layout.DurableMark | None:
@@ -126,6 +133,14 @@ class LandingReader:
             self._collect(lane, place, offset, first, most, out)
             at = (place + 1, PART_HEADER_BYTES) if place + 1 < len(self._parts) else None
         return out
+
+    def back(self, lane: Lane, chunk: int) -> Iterator[list[Record]]:
+        """Yield the records of a lane in chunks, the newest chunk first; within a chunk in order of number."""
+        below = self.state.ends.of(lane)
+        while below > 0:
+            first = max(0, below - chunk)
+            yield [record for record in self.records(lane, first, chunk) if record.number < below]
+            below = first
 
     def _place(self, lane: Lane, first: int) -> tuple[int, int] | None:
         """Return (index of the part, offset) where to look for a number."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import ssl
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,6 @@ from gateway.wire import request as wire
 from gateway.wire.receipt import Refusal
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator
 
     from gateway.runtime import Runtime
@@ -81,6 +81,7 @@ class Door:
         self.revocations = Revocations()
         self.grace = dt.timedelta(days=GRACE_DAYS)
         self.refused: dict[str, int] = {}  # why a gateway with a certificate of our CA was turned away -> wall ns of the last time
+        self.certificates: dict[str, int] = {}  # gateway -> wall ns at which the certificate it last showed ends
         self.expired: dict[str, int] = {}  # gateway -> wall ns of the last request with an expired certificate
         self._seen: dict[web.RequestHandler, int] = {}  # connection -> monotonic ns when it last did something
         self._busy: set[web.RequestHandler] = set()
@@ -148,6 +149,9 @@ class Door:
             raise self._turned_away(f"gateway {identity.gateway!r} is not in receiver.toml: add a [[gateway]] with this id", now_ns)
         if self.refused:
             self.refused = {said: at for said, at in self.refused.items() if not said.startswith(f"gateway {policy.id}:")}
+        ends = tls.getpeercert() if tls else None
+        if ends and "notAfter" in ends:
+            self.certificates[policy.id] = ssl.cert_time_to_seconds(ends["notAfter"]) * 10**9
         if identity.expired:
             self.expired[policy.id] = now_ns
         else:

@@ -118,6 +118,8 @@ class Landing:
         self.state.open(opening)
         try:
             self._begin_part(PartName(found.part.part + 1 if found.part else 0, opening.landing))
+            if found.part is not None and found.idle:  # a receiver that starts again and again leaves one part, not thousands
+                storage.unlink(found.part.path)
         except StorageFault:
             self.close()
             raise
@@ -188,7 +190,14 @@ class Landing:
 
     def answer(self, verdict: Verdict, last: int, chain: bytes, asked: int, reason: Refusal | None = None) -> Landed:
         """Return what a receipt says now; nothing is stored."""
-        return Landed(verdict, last, chain, None, self.state.landing, self.state.ends, self.state.since(asked), reason)
+        return Landed(verdict, last, chain, None, self.state.landing, self.state.ends, self._since(asked), reason)
+
+    def _since(self, asked: int) -> Ends | None:
+        """Return what a sender that knows landing generation `asked` must offer again; alarm where that is one we have forgotten."""
+        oldest = self.state.openings[0].landing
+        if asked >> 32 >= oldest >> 32 and not any(one.landing == asked for one in self.state.openings):
+            self.event(f"restored: a sender knows opening {asked >> 32} of this landing, which is not in it; what came after is asked for again")
+        return self.state.since(asked)
 
     def offer(self, wanted: tuple[int, int, int], chain: bytes, asked: int) -> Landed | None:
         """Answer an offer of (generation, first block, last block); None: not held."""
@@ -219,7 +228,7 @@ class Landing:
         if outcome is None:
             return None
         s, last = self.state, outcome.last
-        return Landed(outcome.verdict, last.last_block, last.chain_after, outcome.number, s.landing, s.ends, s.since(asked), outcome.reason)
+        return Landed(outcome.verdict, last.last_block, last.chain_after, outcome.number, s.landing, s.ends, self._since(asked), outcome.reason)
 
     def _arrival(self, arrival: Arrival, group: _Group) -> _Outcome | None:
         """Take frames as long as they meet the same fate: a receipt has one verdict."""

@@ -8,6 +8,7 @@ that uploaders and sinks go back there.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class Found:
     records: list[Record] = field(default_factory=list)  # those behind the summary: their chain points may not be durable yet
     start: Ends = field(default_factory=Ends)  # of the opening that must follow
     events: list[str] = field(default_factory=list)
+    idle: bool = False  # the newest part says nothing beyond its summary: the next one says it all again
 
 
 def rebuild(storage: Storage) -> Found:
@@ -58,6 +60,7 @@ def rebuild(storage: Storage) -> Found:
     gaps: list[Ends] = []
     for place, (name, data) in enumerate(behind):
         _take(found, name, data, gaps, newest=place == len(behind) - 1)
+    found.idle = len(behind) == 1 and not gaps and _only_summary(behind[0][1])
     _finish(storage, found, gaps)
     return found
 
@@ -65,6 +68,11 @@ def rebuild(storage: Storage) -> Found:
 def _has_summary(data: bytes) -> bool:
     first = next(iter(parse_entries(data)), None)
     return first is not None and isinstance(first[0], LandingState)
+
+
+def _only_summary(data: bytes) -> bool:
+    entries = list(itertools.islice(parse_entries(data), 2))
+    return len(entries) == 1 and isinstance(entries[0][0], LandingState) and entries[0][1] == len(data)
 
 
 def _take(found: Found, name: PartName, data: bytes, gaps: list[Ends], *, newest: bool) -> None:

@@ -138,6 +138,7 @@ def receiver_status(receiver: Receiver, door: Door, settings: SiteSettings, now_
         "room": PosixReadStorage(settings.landing).free_bytes() >= settings.min_free_bytes,
         "alarms": alarms,
         "expired_certificates": dict(door.expired),
+        "certificates": dict(door.certificates),
         "uploaders": dict(receiver.advisory),
         "streams": streams,
     }

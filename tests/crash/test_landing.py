@@ -279,6 +279,24 @@ def test_every_cut_of_the_index_is_a_torn_tail_or_asked_for_again() -> None:
         send_all_again(landing)
 
 
+def test_a_receiver_that_starts_again_and_again_leaves_two_parts_and_forgets_nothing() -> None:
+    disk = SimulatedDisk()
+    landing = Landing(disk, "hall1.main", runtime())
+    landing.land(GROUPS[0])
+    before = records(LandingReader(disk))
+    follower = LandingReader(disk)
+    follower.refresh()
+    for nonce in range(1_000):  # the number of starts beyond OPENINGS_MAX changes nothing
+        landing.close()
+        landing = Landing(disk, "hall1.main", runtime(nonce))
+        if nonce % 100 == 0:
+            follower.refresh()
+    assert len(disk.list("index")) == 2
+    follower.refresh()
+    assert records(follower) == before == records(LandingReader(disk))
+    assert follower.state == landing.state
+
+
 def test_an_empty_block_is_indexed_and_a_segment_with_nothing_new_is_not_stored() -> None:
     disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 import duckdb
+import pandas
 import psycopg
+import pyarrow.dataset
 import pytest
 
 from buffer.types import make_columns
@@ -61,6 +63,19 @@ async def test_the_lake_holds_each_reading_once_and_duckdb_reads_it(site):
         " WHERE site = 'acme_ghent' AND date >= DATE '2001-01-01' GROUP BY tag ORDER BY tag"
     ).fetchall()
     assert rows == [("a", 30, 0, 58), ("b", 30, 1, 59)]
+
+
+async def test_pyarrow_and_pandas_read_the_lake_in_microseconds(site):
+    await filled(site)
+    drain(Feed(site.site(), site.stream), LakeSink(site.root / "lake", site.root))
+    table = pyarrow.dataset.dataset(site.root / "lake", partitioning="hive").to_table()
+    assert table.num_rows == 60
+    assert {"site", "date"} <= set(table.column_names)
+    assert str(table.schema.field("ts").type) == "timestamp[us, tz=UTC]"
+    frame = pandas.read_parquet(site.root / "lake")
+    assert sorted(frame["value_int"]) == list(range(60))
+    assert str(frame["ts"].dt.tz) == "UTC"
+    assert set(frame["site"]) == {"acme_ghent"}
 
 
 async def test_a_crash_between_files_and_cursor_doubles_nothing(site, monkeypatch):

@@ -1,4 +1,8 @@
-"""The campaign: at least 20 kills of each process, over several demos (`make kill`)."""
+"""kill -9 of each of the five processes at random moments of the demo: nothing lost, nothing doubled.
+
+Each process is killed only after it has worked since its last start, and all five at once and on their own (gateway.demo.killer): about
+two minutes for a hundred kills. `make kill` runs the campaign; the suite a smoke of it (tests/integration/test_demo.py).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,13 @@ import pytest
 
 from tests.integration.test_demo import complete, demo
 
+EACH = 20
+
 
 @pytest.mark.slow
 def test_every_process_is_killed_twenty_times():
-    killed: dict[str, int] = {}
-    for seed in range(1, 12):
-        summary, stderr = demo("--seconds", "150", "--outage", "10", "--kills", "30", "--seed", str(seed))
-        assert complete(summary), (seed, summary, stderr[-2000:])
-        for name, times in summary["killed"].items():
-            killed[name] = killed.get(name, 0) + times
-        print(seed, summary["committed"], killed, flush=True)
-        if len(killed) == 5 and min(killed.values()) >= 20:
-            return
-    pytest.fail(f"not every process was killed twenty times: {killed}")
+    summary, stderr = demo("--seconds", "60", "--outage", "10", "--kills", str(EACH), "--seed", "3", seconds=1_300)
+    print(summary, flush=True)
+    assert complete(summary), (summary, stderr[-2000:])
+    assert summary["killed"] == dict.fromkeys(("receive", "deliver", "console", "collect", "upload"), EACH)
+    assert summary["generations"] > EACH // 2  # collect is killed before its first commit now and then

@@ -104,8 +104,6 @@ def test_secrets_of_sources_and_sinks(site: Site, tmp_path) -> None:
     assert level(said(site, sources=(mixed,)), "is not for the key") == Level.REFUSED
     absent = dataclasses.replace(good, server_certificate=tmp_path / "none.der")
     assert level(said(site, sources=(absent,)), "ebbgate trust plc") == Level.REFUSED
-    open_ = dataclasses.replace(good, security="None")
-    assert level(said(site, sources=(open_,)), "read and forge") == Level.WARNING
     assert level(said(site, NOW + dt.timedelta(days=21 * 365), sources=(good,)), "servers may refuse it") == Level.WARNING
     dsn = tmp_path / "dsn"
     dsn.write_text("host=x password=y")

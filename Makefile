@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+WORKERS ?= 3
 STATES ?= 20000
 SEED ?= 0
 MUTANTS_ARGS ?=
@@ -34,8 +35,8 @@ $(VENV)/.stamp: pyproject.toml requirements.lock
 demo: setup
 	$(BIN)/ebbgate demo $(DEMO_ARGS)
 
-test: setup
-	$(BIN)/python -m pytest tests
+test: setup  # most tests wait for servers and clocks: three at a time are right for two cores
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

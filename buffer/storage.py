@@ -385,7 +385,8 @@ def _make_directory(system: System, path: str, mode: int) -> None:
         return
     except FileNotFoundError:
         _make_directory(system, parent, mode)
-        system.mkdir(path, mode)
+        with contextlib.suppress(FileExistsError):  # another process of ours was faster
+            system.mkdir(path, mode)
     _sync_directory(system, parent)
 
 

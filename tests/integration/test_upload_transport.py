@@ -246,7 +246,8 @@ async def test_a_certificate_for_another_name_is_refused(site):
     async with server(site, answering(GOOD)) as port:
         with pytest.raises(CarrierError) as caught:
             await put(site, port, url=f"https://other.test:{port}")
-    assert caught.value.cause == Cause.TLS_INSPECTION
+    assert caught.value.cause == Cause.TLS
+    assert "another name than other.test" in caught.value.message
 
 
 async def test_tls_1_2_is_refused(site):

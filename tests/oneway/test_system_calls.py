@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.demo.setup import Files, free_port, make_keys, write_config
+from gateway.demo.setup import Files, make_keys, write_config
+from tests.support.libmodbus import free_port
 from tests.support.peers import absent
 
 RUN_SECONDS_MAX = 90
@@ -110,7 +111,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
 
         ports = json.loads(simulated.stdout.readline())
         receiver_port = free_port()
-        files = write_config(root, ports["opcua"], ports["modbus"], receiver_port, receiver_port)
+        files = write_config(root, ports, receiver_port, receiver_port, free_port())
         for name in OWN:
             config = files.gateway_toml if name in ("collect", "upload") else files.receiver_toml
             strace = ["strace", "-D", "-f", "-qq", "-y", "-s", "400", "-e", "signal=none", "-e", f"trace={NETWORK},{CHANGES}", "-o", str(root / f"{name}.trace")]

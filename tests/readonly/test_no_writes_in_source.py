@@ -18,12 +18,12 @@ FORBIDDEN = {
     *("write_coil", "write_coils", "write_register", "write_registers", "mask_write_register", "readwrite_registers", "write_file_record"),
     *("condition_refresh", "acknowledge_condition", "set_triggering", "register_server", "register_server2"),
 }
-ALLOWED_ELSEWHERE = {"add_object": {"collect/service.py", "demo", "enroll", "cli"}}  # Ring.add_object puts a tag table into our own ring
+ALLOWED_ELSEWHERE = {"add_object": {"collect/service.py", "collect/scrubber.py", "demo", "enroll", "cli"}}  # Ring.add_object puts a tag table into our own ring
 REQUESTS = {name for name in vars(asyncua.ua) if name.endswith("Request")}
 READS = {
     *("ReadRequest", "HistoryReadRequest", "PublishRequest", "RepublishRequest", "BrowseRequest", "BrowseNextRequest"),
     *("CreateSubscriptionRequest", "DeleteSubscriptionsRequest", "TransferSubscriptionsRequest", "CreateMonitoredItemsRequest"),
-    *("MonitoredItemCreateRequest", "TranslateBrowsePathsToNodeIdsRequest", "GetEndpointsRequest", "CloseSessionRequest"),
+    *("MonitoredItemCreateRequest", "TranslateBrowsePathsToNodeIdsRequest", "GetEndpointsRequest", "CreateSessionRequest", "CloseSessionRequest"),
 }
 
 

@@ -94,7 +94,7 @@ def test_positions() -> None:
 
 
 def test_state_survives_its_file() -> None:
-    state = SourceState({"token": "aa"}, 5, False, 2, 7, "s", Subscription(3, "id", "d", 10.0, (17, 19)), {"wall_ns": 1})
+    state = SourceState({"token": "aa"}, {"opc.tcp://h:1": 5}, 2, 7, "s", Subscription(3, "id", "d", 10.0, (17, 19)), {"wall_ns": 1})
     assert parse_state(state.encode()) == state
     assert parse_state(SourceState().encode()) == SourceState()
 
@@ -111,14 +111,15 @@ def test_a_state_file_of_wrong_types_is_a_fresh_state(change: dict[str, object])
 
 
 def test_one_new_session_per_timeout_unless_the_last_is_known_to_be_gone() -> None:
-    state, timeout = SourceState(), 60 * SECOND
-    assert state.wait_for_session_ns(1000 * SECOND, timeout) == 0
-    state.session_asked(1000 * SECOND)
+    state, timeout, url = SourceState(), 60 * SECOND, "opc.tcp://h:1"
+    assert state.wait_for_session_ns(1000 * SECOND, timeout, url) == 0
+    state.session_asked(1000 * SECOND, url)
     restarted = parse_state(state.encode())
-    assert restarted.wait_for_session_ns(1010 * SECOND, timeout) == 50 * SECOND
-    assert restarted.wait_for_session_ns(1060 * SECOND, timeout) == 0
-    restarted.session_gone = True
-    assert restarted.wait_for_session_ns(1010 * SECOND, timeout) == 0
+    assert restarted.wait_for_session_ns(1010 * SECOND, timeout, url) == 50 * SECOND
+    assert restarted.wait_for_session_ns(1010 * SECOND, timeout, "opc.tcp://redundant:1") == 0
+    assert restarted.wait_for_session_ns(1060 * SECOND, timeout, url) == 0
+    restarted.gone(url)
+    assert restarted.wait_for_session_ns(1010 * SECOND, timeout, url) == 0
 
 
 def test_refused_logins_wait_longer_and_a_new_secret_is_tried_at_once() -> None:

@@ -10,6 +10,7 @@ from gateway import settings as s
 from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file, parse_toml, read_text
 from gateway.errors import ConfigError
 from gateway.groups import check_groups, key_paths
+from gateway.tagarrays import expand_rows
 from gateway.tagfile import parse_tags
 from gateway.trust.enrolment import Identity, ReceiverIdentity
 
@@ -210,7 +211,7 @@ def _source(name: str, one: OpcuaTable | ModbusTable, base: Path, box: GatewayTa
 
 def _tags(path: Path, sources: set[str]) -> tuple[tuple[s.TagRow, ...], list[ConfigError]]:
     try:
-        return parse_tags(path.read_bytes(), sources, str(path)), []
+        return tuple(expand_rows(parse_tags(path.read_bytes(), sources, str(path)))), []
     except FileNotFoundError:
         return (), [ConfigError(f"{path}: no such file", "Write the tag table, or name it in [gateway] tags.")]
     except OSError as error:
@@ -233,8 +234,16 @@ def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ..
             raise ConfigError(
                 f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv."
             )
+        _check_arrays(source)
         if isinstance(source, s.OpcuaSource):
             _check_security(path, source, pinned)
+
+
+def _check_arrays(source: s.OpcuaSource | s.ModbusSource) -> None:
+    for tag in source.tags:
+        if tag.array and (isinstance(source, s.ModbusSource) or tag.type in ("event", "alarm")):
+            what = "Modbus has no arrays" if isinstance(source, s.ModbusSource) else "events are no array"
+            raise ConfigError(f"tags.csv: row {tag.line}, expand: {what}", "Leave the cell empty; write one row for each tag.")
 
 
 def _check_security(path: Path, source: s.OpcuaSource, pinned: bool) -> None:

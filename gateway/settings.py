@@ -38,8 +38,11 @@ class TagRow:
     bad_raw: tuple[str, ...] = ()  # raw values that mean "not available": numbers or "nan"
     states: tuple[tuple[int, str], ...] = ()
     description: str = ""
+    expand: int = 0  # elements of an array that become tags of their own (gateway.tagarrays); 0: one tag, an array as JSON text
     line: int = 0  # in the file, for messages
     number: int = 0
+    array: str = ""  # of an element of an array: the id in the file
+    element: int = 0  # its place in the array
 
 
 @dataclass(frozen=True, slots=True)

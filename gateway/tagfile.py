@@ -10,6 +10,7 @@ Columns, in any order; only the first four must be there:
     type         Modbus: int16 uint16 ... float64 bool bit string bcd      heartbeat      0; the last value again after so long
     order        Modbus: ABCD CDAB BADC DCBA; empty: the source's          bad_raw        raw values that mean "not available": 32768|nan
     description  for people                                                states         0=stopped|1=running
+    expand       OPC UA: 8 makes an array of 8 the tags <id>.0 to <id>.7 (gateway.tagarrays); empty: an array is one tag, its value JSON
 
 A row number is that of the spreadsheet: the header is row 1. Blank rows and rows that begin with # are left out.
 """
@@ -22,7 +23,7 @@ import string
 from typing import TYPE_CHECKING, Final
 
 from buffer import limits
-from gateway import tagcells
+from gateway import tagarrays, tagcells
 from gateway.errors import ConfigError
 from gateway.findings import Finding, Level
 from gateway.settings import SECOND, TagRow
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = (
     *("id", "path", "source", "address", "type", "order", "scale", "offset", "unit", "low", "high"),
-    *("every", "deadband", "heartbeat", "bad_raw", "states", "description"),
+    *("every", "deadband", "heartbeat", "bad_raw", "states", "description", "expand"),
 )
 REQUIRED: Final = ("id", "path", "source", "address")
 ORDERS: Final = ("ABCD", "CDAB", "BADC", "DCBA")
 MISTAKES_SHOWN_MAX: Final = 50  # one screenful; the rest is counted
 ROWS_MAX: Final = limits.TAG_NUMBER_MAX - limits.TAG_NUMBER_FIRST
 PATH_CHARS_MAX: Final = 400
+ID_CHARS_MAX: Final = 64
 TEXT_CHARS_MAX: Final = 1_000  # description
 WORD_CHARS_MAX: Final = 64  # type, unit
 EVERY_MIN_NS: Final = 10 * 10**6  # faster is no longer polling
@@ -79,9 +81,11 @@ def read_tags(data: bytes, sources: Collection[str], name: str = "tags.csv") -> 
     for line, cells in enumerate(table[1:], 2):
         if any(cells) and not cells[0].startswith("#"):
             rows.append(_Row(line, header, cells, separator, findings).parse(sources))
-    if len(rows) > ROWS_MAX:
-        raise ConfigError(f"{name}: {len(rows):,} tags are more than {ROWS_MAX:,}", "Spread them over several gateways.")
-    _duplicates(rows, header, findings)
+    tags = sum(row.expand or 1 for row in rows)
+    if tags > ROWS_MAX:
+        raise ConfigError(f"{name}: {tags:,} tags are more than {ROWS_MAX:,}", "Spread them over several gateways.")
+    elements = tagarrays.expand_rows(row for row in rows if row.expand)
+    _duplicates(sorted([*rows, *elements], key=lambda row: row.line), header, findings)
     if findings:
         raise TagFileError(name, sorted(findings, key=lambda one: int(one.where.split()[1].rstrip(","))))
     decimal = "," if separator == ";" and b"," in data else "."
@@ -107,7 +111,7 @@ def _header(cells: Sequence[str], separator: str, name: str) -> list[str]:
 
 
 def _place(line: int, column: str, header: Sequence[str]) -> str:
-    """Return "row 14, low (K14)"; the cell only where the column is in the file (17 columns: one letter)."""
+    """Return "row 14, low (K14)"; the cell only where the column is in the file (18 columns: one letter)."""
     return f"row {line}, {column}" + (f" ({string.ascii_uppercase[header.index(column)]}{line})" if column in header else "")
 
 
@@ -155,6 +159,7 @@ class _Row:
             bad_raw=self._bad_raw(),
             states=self._states(),
             description=self._text("description", TEXT_CHARS_MAX),
+            expand=self._expand(),
             line=self._line,
         )
 
@@ -244,6 +249,19 @@ class _Row:
             self._wrong(column, hint or str(error).partition(f"{text!r} ")[2] or str(error))
             return empty or SECOND
 
+    def _expand(self) -> int:
+        text = self._cells.get("expand", "")
+        if not text:
+            return 0
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= tagarrays.EXPAND_MAX:
+            self._wrong("expand", f"is no number of elements from 1 to {tagarrays.EXPAND_MAX:,}", "Leave the cell empty for a tag that is no array.")
+            return 0
+        for column, most in (("id", ID_CHARS_MAX), ("path", PATH_CHARS_MAX)):
+            room = most - tagarrays.SUFFIX_CHARS_MAX
+            if len(self._cells.get(column, "")) > room:
+                self._wrong(column, f"leaves no room for the numbers of {text} elements", f"Write at most {room} characters.")
+        return int(text)
+
     def _bad_raw(self) -> tuple[str, ...]:
         text = self._cells.get("bad_raw", "")
         parts = tuple(part.strip().replace(",", ".").lower() for part in text.split("|")) if text else ()
@@ -271,7 +289,7 @@ def _duplicates(rows: Iterable[TagRow], header: list[str], findings: list[Findin
         for row in rows:
             value = getattr(row, column)
             line = first.setdefault(value, row.line)
-            if value and line != row.line:
+            if value and line != row.line:  # the elements of an array stand in one row
                 what = f"{value!r} stands in row {line} already"
                 findings.append(Finding(Level.REFUSED, _place(row.line, column, header), what, "Give each tag its own."))
 
@@ -297,6 +315,7 @@ def _cells(row: TagRow, dialect: Dialect) -> list[str]:
         "every": format_duration(row.every_ns),
         "heartbeat": format_duration(row.heartbeat_ns) if row.heartbeat_ns else "",
         "bad_raw": "|".join(row.bad_raw),
+        "expand": str(row.expand or ""),
         "states": tagcells.shield("|".join(f"{value}={text}" for value, text in row.states)),
     }
     return [cells[column] if column in cells else tagcells.shield(getattr(row, column)) for column in COLUMNS]
@@ -319,7 +338,7 @@ def compare(
     renamed: old id -> new id, meant; retired: ids given up on purpose. An id is never reused: to change a name, change the path.
     """
     old, rows = {row.id: row for row in before}, list(after)
-    findings = list(vanished({row.id: (row.source, row.address) for row in old.values()}, rows, renamed or {}, retired))
+    findings = list(vanished({row.id: (row.source, tagarrays.place_of(row)) for row in old.values()}, rows, renamed or {}, retired))
     findings += [change for row in rows if row.id in old for change in _changes(old[row.id], row)]
     findings += [Finding(Level.INFO, row.id, "is new") for row in rows if row.id not in old and row.id not in (renamed or {}).values()]
     return tuple(findings)
@@ -334,7 +353,7 @@ def vanished(
         if a not in before or a in new or b not in new:
             what = "names an id that was not there before or is not there now"
             yield Finding(Level.REFUSED, f"renamed {a} = {b}", what, "Correct [gateway] renamed.")
-    at = {(row.source, row.address): row.id for row in new.values() if row.id not in before}
+    at = {(row.source, tagarrays.place_of(row)): row.id for row in new.values() if row.id not in before}
     for identity, place in before.items():
         if identity in new:
             continue

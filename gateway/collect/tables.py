@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from buffer.tagtable import Tag, TagTable, renumber
 from gateway.settings import OpcuaSource, TagRow
+from gateway.tagarrays import place_of
 
 if TYPE_CHECKING:
     from gateway.settings import GatewaySettings, ModbusSource
@@ -71,7 +72,7 @@ def _tag(row: TagRow) -> Tag:
 
 def _disclosed(tags: tuple[Tag, ...], rows: list[TagRow]) -> tuple[Tag, ...]:
     """Put the address behind the description: the site said it may leave the box."""
-    at = {row.id: row.address for row in rows}
+    at = {row.id: place_of(row) for row in rows}
     return tuple(replace(tag, description=f"{tag.description} [{at[tag.id]}]".strip()) if tag.id in at else tag for tag in tags)
 
 
@@ -80,7 +81,7 @@ def _addresses(settings: GatewaySettings) -> bytes:
         {
             "source": source.name,
             "address": list(source.urls) if isinstance(source, OpcuaSource) else [source.address],
-            "tags": {row.id: row.address for row in source.tags},
+            "tags": {row.id: place_of(row) for row in source.tags},
         }
         for source in settings.sources
     ]

@@ -1,5 +1,7 @@
 // What a tag table wants to know of variables, and what hostile or careless servers have. `extras` says which.
 // context: units, ranges, enumerations; odd: names nobody should print; cycle: folders that hold each other; nodes: so many variables more;
+// waves: ns=1;s=Wave, an array of four Doubles n, n + 0.25 .. with history, three while n % 10 is 9; commands: orders on stdin, one a line:
+// namespace URI, started (another start time), semantics (the bit in Tag00000's status), add NAME, drop NAME.
 // namespaces: so many namespaces more; service_level: what the server says of itself; no_capabilities: ServerCapabilities deleted.
 module.exports = (opcua, server, folder, extras) => {
   const { Variant, DataType, StatusCodes } = opcua;
@@ -33,5 +35,25 @@ module.exports = (opcua, server, folder, extras) => {
   for (let i = 0; i < (extras.nodes || 0); i++) add("N" + i, "Double", i);
   if (extras.service_level !== undefined) space.findNode("i=2267").bindVariable(
     { get: () => new Variant({ dataType: DataType.Byte, value: extras.service_level }) }, true);
+  if (extras.waves) {
+    const wave = add("Wave", "Double", [0], { valueRank: 1, minimumSamplingInterval: 0, value: new Variant({ dataType: DataType.Double, arrayType: opcua.VariantArrayType.Array, value: [0, 0.25, 0.5, 0.75] }) });
+    space.installHistoricalDataNode(wave, { maxOnlineValues: 10000 });
+    let n = 0;
+    setInterval(() => {
+      n += 1;
+      const value = [0, 0.25, 0.5, 0.75].map((part) => n + part).slice(0, n % 10 === 9 ? 3 : 4);
+      wave.setValueFromSource({ dataType: DataType.Double, arrayType: opcua.VariantArrayType.Array, value });
+    }, 100);
+  }
+  if (extras.commands) require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
+    const [order, what] = line.split(" ");
+    if (order === "namespace") space.registerNamespace(what);
+    if (order === "started") server.engine._serverStatus.startTime = new Date();
+    if (order === "semantics") space.findNode("ns=1;s=Tag00000").setValueFromSource(
+      { dataType: DataType.Double, value: 0 }, opcua.StatusCode.makeStatusCode(StatusCodes.Good, "SemanticChanged"));
+    if (order === "add") add(what, "Double", 1);
+    if (order === "drop") space.deleteNode(space.findNode("ns=1;s=" + what));
+    console.log("DONE " + line);
+  });
   if (extras.no_capabilities) space.deleteNode(space.findNode("i=2268"));
 };

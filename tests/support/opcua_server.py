@@ -49,7 +49,7 @@ class OpcuaServer:
         self._settings |= change
         command = ["node", str(_HERE / "opcua_server.js"), json.dumps(self._settings)]
         environment = {**os.environ, "NODE_PATH": self._modules}
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         ready = threading.Event()
         threading.Thread(target=self._listen, args=(self._process, ready), daemon=True).start()
         if not ready.wait(START_S):
@@ -64,6 +64,13 @@ class OpcuaServer:
                 ready.set()
             elif line.startswith("SERVICE "):
                 self.services.add(line.split()[1])
+
+    def tell(self, order: str) -> None:
+        """Give an order (extras.commands, see opcua_extras.js)."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(order + "\n")
+        self._process.stdin.flush()
 
     def stop(self) -> None:
         """Kill the server: a power cut of the PLC."""

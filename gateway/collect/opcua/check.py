@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from buffer.errors import CorruptError
 from gateway.collect.locks import SourceBusy
 from gateway.collect.opcua import certificate, subscribe
 from gateway.collect.opcua.address import parse_address
+from gateway.collect.opcua.arrays import length_of, one_per_item, pick
 from gateway.collect.opcua.guarded import endpoint_of
 from gateway.collect.opcua.probe import WRITE, contact, show
 from gateway.collect.opcua.security import check_files, parse_security, pinned
@@ -121,24 +125,50 @@ async def _try_all(settings: OpcuaSource, session: Session, live: list[Live] | N
         findings.append(Finding(Level.WARNING, where, what, "Set the server to UTC and let it follow NTP."))
     if len(settings.urls) > 1:
         findings.append(Finding(Level.INFO, where, f"service level {await session.service_level()} of 255; healthy is 200 and more"))
-    nodes = {tag.id: parse_address(tag.address, settings.namespaces).node_id(facts.namespaces) for tag in settings.tags}
-    absent = [tag for tag in settings.tags if nodes[tag.id] is None]
+    items = one_per_item(settings.tags)
+    nodes = {tag.id: parse_address(tag.address, settings.namespaces).node_id(facts.namespaces) for tag in items}
+    absent = [tag for tag in items if nodes[tag.id] is None]
     for tag in absent[:ROWS_NAMED_MAX]:
         known = ", ".join(facts.namespaces[:TAGS_NAMED_MAX])
         findings.append(Finding(Level.REFUSED, _row(tag), f"{tag.address!r}: the server does not have this namespace", f"It has: {known}"))
-    tags = [tag for tag in settings.tags if nodes[tag.id] is not None]
+    tags = [tag for tag in items if nodes[tag.id] is not None]
     if not tags:
         return findings
     wanted = [nodes[tag.id] or "" for tag in tags]
     values, types, access = [await session.read(wanted, attribute) for attribute in (VALUE, DATA_TYPE, USER_ACCESS_LEVEL)]
     made, revised_ms = await _items(settings, session, tags, wanted)
     findings += [*_refused(tags, values, made), *_writable(tags, access, where), *_revised(settings, tags, made, revised_ms)]
-    for row, tag in enumerate(tags if live is not None else ()):
-        one = show(wanted[row], values, types, row, now_ns)
-        sampling_s, keeps_s = _keeps(made[row])
-        if live is not None:
-            live.append(Live(tag.id, settings.name, tag.address, one.value, tag.unit, describe(one.quality), one.age_s, sampling_s, keeps_s))
+    findings += _lengths(settings, tags, values)
+    if live is not None:
+        for row, tag in enumerate(tags):
+            live += _live(settings, tag, wanted[row], values, types, row, _keeps(made[row]), now_ns)
     return findings
+
+
+def _live(
+    settings: OpcuaSource, tag: TagRow, node: str, values: Items, types: Items, row: int, keeps: tuple[float, float], now_ns: int
+) -> list[Live]:  # fmt: skip
+    """Return what a tag shows now, or each element of its array."""
+    shown = []
+    for one in [other for other in settings.tags if other.array == tag.array] if tag.array else [tag]:
+        items = pick(values, np.asarray([row]), one.element) if tag.array else values
+        told = show(node, items, types, 0 if tag.array else row, now_ns)
+        shown.append(Live(one.id, settings.name, one.address, told.value, one.unit, describe(told.quality), told.age_s, *keeps))
+    return shown
+
+
+def _lengths(settings: OpcuaSource, tags: list[TagRow], values: Items) -> list[Finding]:
+    """Say which arrays are shorter or longer than declared."""
+    declared = Counter(tag.array for tag in settings.tags if tag.array)
+    findings = []
+    for row, tag in enumerate(tags):
+        found, wanted = length_of(values, row), declared[tag.array]
+        if not tag.array or found == wanted or (found is None and int(values.quality[row]) >> _BAD):
+            continue
+        what = "is no array now" if found is None else f"has {found} elements"
+        lost = "what is beyond is not kept" if (found or 0) > wanted else "those that are not there will be Bad"
+        findings.append(Finding(Level.WARNING, _row(tag), f"{tag.address} {what}, expand says {wanted}: {lost}", "Correct the cell expand."))
+    return findings[:ROWS_NAMED_MAX]
 
 
 def _refused(tags: list[TagRow], values: Items, made: list[CreatedItem]) -> list[Finding]:

@@ -13,7 +13,7 @@ Times are ns since 1970 UTC, NO_TIME where absent or beyond what 64 bits hold; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from gateway.collect.opcua.reader import F64, I64, U16, U64, Reader
 from gateway.collect.opcua.variant import MICROSECONDS_1601, TICKS_1970, Value, blob_value, read_value, text_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -62,8 +62,16 @@ _BEHIND_VALUE: Final = (  # mask bit, field, numpy type: the order on the wire
     (_SERVER, "server", "<i8"),
     (_SERVER_PICO, "server_pico", "<u2"),
 )
+_ARRAY: Final = 0x80  # bit of a Variant's encoding byte
 _DATETIME, _STRINGS, _BYTESTRING = 13, (12, 15, 16), 15
 _TICKS_MIN, _TICKS_MAX = TICKS_1970 + -(2**63) // 100 + 1, TICKS_1970 + 2**63 // 100 - 1  # what int64 nanoseconds hold
+
+
+class RawArray(NamedTuple):
+    """A Variant that is an array, as it came, and who knows its structures."""
+
+    variant: bytes
+    structure: Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class Items:
     flags: NDArray[np.uint16]  # OVERFLOW, CUT, TEXT_REPAIRED
     source_ns: NDArray[np.int64]
     texts: tuple[str, ...]
+    arrays: Mapping[int, RawArray] = field(default_factory=dict)  # row -> what `values` holds as JSON text
 
     def __len__(self) -> int:
         return len(self.handle)
@@ -127,6 +136,7 @@ class _Odd(NamedTuple):
     value: Value
     quality: int
     source_ns: int
+    array: RawArray | None
 
 
 class _Found(NamedTuple):
@@ -196,14 +206,16 @@ def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: S
     mask = reader.byte()
     if mask & _RESERVED:
         raise CorruptError("a DataValue uses bits that no release of OPC UA defines", offset=at)
-    value = Value(Kind.NULL, 0, 0)
+    value, array = Value(Kind.NULL, 0, 0), None
     if mask & _VALUE:
         encoding = data[reader.at] if reader.at < end else 0
         if encoding in _STRINGS:
             reader.skip(1)
             value = blob_value(reader.blob()) if encoding == _BYTESTRING else text_value(reader.text(), reader)
         else:
+            start = reader.at
             value = read_value(reader)
+            array = RawArray(data[start : reader.at], structure) if encoding & _ARRAY else None
     quality = reader.u32() if mask & _STATUS else 0
     source_ns = NO_TIME
     for time, pico in ((_SOURCE, _SOURCE_PICO), (_SERVER, _SERVER_PICO)):
@@ -211,7 +223,7 @@ def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: S
         tens = reader.number(U16) if mask & pico else 0
         if source_ns == NO_TIME and stamp != NO_TIME:
             source_ns = stamp + min(tens, 9999) // 100
-    return _Odd(row, handle, value, quality, source_ns), reader.at
+    return _Odd(row, handle, value, quality, source_ns, array), reader.at
 
 
 class _Times(NamedTuple):
@@ -236,18 +248,24 @@ def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
     _set_times(items, times)
     texts: list[str] = []
     for one in found.odd:
-        kind, value, flags = one.value
-        quality = one.quality
-        if flags & Flag.TEXT_REPAIRED and not quality >> _SEVERITY_SHIFT:
-            quality |= UNCERTAIN
-        items.handle[one.row], items.kind[one.row], items.quality[one.row] = one.handle, kind, quality
-        items.flags[one.row], items.source_ns[one.row] = flags, one.source_ns
-        items.values[one.row] = len(texts) if isinstance(value, str) else value
-        if isinstance(value, str):
-            texts.append(value)
+        items.handle[one.row], items.source_ns[one.row] = one.handle, one.source_ns
+        set_value(items, one.row, one.value, one.quality, texts)
     overflow = (items.quality & _OVERFLOW_MASK) == _OVERFLOW
     items.flags[overflow] |= np.uint16(Flag.OVERFLOW)
-    return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts))
+    arrays = {one.row: one.array for one in found.odd if one.array is not None}
+    return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts), arrays)
+
+
+def set_value(items: Items, row: int, value: Value, quality: int, texts: list[str]) -> None:
+    """Write one value into a row; a text goes to `texts`."""
+    kind, bits, flags = value
+    if flags & Flag.TEXT_REPAIRED and not quality >> _SEVERITY_SHIFT:
+        quality |= UNCERTAIN
+    items.kind[row], items.quality[row] = kind, quality
+    items.flags[row] = flags | int(items.flags[row]) & Flag.OVERFLOW
+    items.values[row] = len(texts) if isinstance(bits, str) else bits
+    if isinstance(bits, str):
+        texts.append(bits)
 
 
 def blank_items(count: int) -> Items:
@@ -321,10 +339,14 @@ def join_items(parts: list[Items]) -> Items:
         return blank_items(0)
     values: list[NDArray[np.uint64]] = []
     texts: list[str] = []
+    arrays: dict[int, RawArray] = {}
+    rows = 0
     for part in parts:
+        arrays |= {rows + row: array for row, array in part.arrays.items()}
+        rows += len(part)
         is_text = (part.kind == Kind.TEXT) | (part.kind == Kind.BYTES)
         values.append(part.values + np.uint64(len(texts)) * is_text.astype(np.uint64))
         texts.extend(part.texts)
     names = ("handle", "kind", "quality", "flags", "source_ns")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Items(values=np.concatenate(values), texts=tuple(texts), **joined)
+    return Items(values=np.concatenate(values), texts=tuple(texts), arrays=arrays, **joined)

@@ -12,6 +12,7 @@ from buffer.notice import NoticeKind
 from buffer.types import Flag, empty_columns
 from gateway.collect.clock import SkewWatch
 from gateway.collect.opcua.answers import decode_message
+from gateway.collect.opcua.arrays import Arrays
 from gateway.collect.opcua.committer import Committer
 from gateway.collect.opcua.readings import TagStates, Taken
 from gateway.collect.opcua.tracker import Tracker, make_position
@@ -49,6 +50,8 @@ class Feed:
         self._clock = clock
         self._known = sink.known(settings.name)
         self.states = TagStates(settings.tags, self._known.last)
+        self.arrays = Arrays(settings.tags)
+        self._longer: dict[int, int] = {}  # first element -> length of an array of which people were told that it is cut
         self.committer = Committer(sink)
         self.subscription: Subscription | None = None
         self.tracker: Tracker | None = None
@@ -110,15 +113,21 @@ class Feed:
         return good
 
     def take_read(self, numbers: Sequence[int], items: Items) -> None:
-        """Commit values that were read, one per tag number, unless they are the newest already; the next notification may repeat them."""
-        self.states.await_first(numbers)
+        """Commit values that were read, one per item, unless they are the newest already; the next notification may repeat them."""
+        tags = self.arrays.spread(numbers)
+        self.states.await_first(tags)
         columns = self._convert(replace(items, handle=np.asarray(numbers, np.uint32)))
-        self.states.await_same(numbers)
+        self.states.await_same(tags)
         if len(columns):
             self.committer.submit(Batch(self.name, columns))
 
     def _convert(self, items: Items) -> Columns:
         now, trusted = self.now()
+        items, longer = self.arrays.expand(items)
+        for number, size in longer.items():
+            if self._longer.get(number) != size:
+                self._longer[number] = size
+                self.notice(NoticeKind.TAG, event="array longer than `expand`: the rest is not kept", tag=self.tag_id(number), elements=size)
         since = min(now, self._level_ns) - self._slack_ns
         taken = self.states.take(items, now, since, trusted, self.settings.clock)
         self._tell(taken, now)
@@ -208,8 +217,8 @@ class Feed:
 
     def heartbeat(self) -> None:
         """Commit the newest reading again where its heartbeat is due. Only while the subscription is proven alive."""
-        due = self.states.due(self.now()[0])
-        if due.any():
+        due = self.states.due(self.now()[0]) if self.states.beats else None
+        if due is not None and due.any():
             self._repeat(due)
 
     def _repeat(self, which: NDArray[np.bool_]) -> None:

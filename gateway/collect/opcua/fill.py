@@ -153,7 +153,9 @@ class _Fill:
         feed = self._feed
         began = feed.runtime.monotonic_ns()
         try:
-            results = await self._session.history([debt.node for debt in chunk.debts], from_ns, to_ns, most)
+            nodes = list(dict.fromkeys(debt.node for debt in chunk.debts))  # elements of one array share a node
+            answered = dict(zip(nodes, await self._session.history(nodes, from_ns, to_ns, most), strict=True))
+            results = [answered[debt.node] for debt in chunk.debts]
         except (PlantError, CorruptError) as error:
             silent = isinstance(error.__cause__, TimeoutError)
             if not silent and not isinstance(error, ServiceFault | CorruptError):

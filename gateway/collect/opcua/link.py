@@ -11,6 +11,7 @@ from buffer.notice import NoticeKind
 from gateway.collect.opcua import subscribe
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault, parse_publish
+from gateway.collect.opcua.arrays import one_per_item
 from gateway.collect.opcua.events import is_event
 from gateway.collect.opcua.fill import fill
 from gateway.collect.opcua.publish import Publisher
@@ -81,7 +82,8 @@ class Link:
         feed.end()
         await feed.open_gap("no subscription survived")
         interval_ms = settings.publish_ns / 1e6
-        number, revised_ms, count = await self._session.create_subscription(interval_ms, KEEP_ALIVE_S, LIFETIME_S, NOTIFICATIONS_MAX)
+        keep_alive_s = subscribe.keep_alive_s(settings)
+        number, revised_ms, count = await self._session.create_subscription(interval_ms, keep_alive_s, LIFETIME_S, NOTIFICATIONS_MAX)
         feed.begin(Subscription(number, identity, digest, revised_ms * count / 1000), 0)
         await self._create_items(tuple(tag.number for tag in settings.tags))
 
@@ -103,8 +105,10 @@ class Link:
         if subscription is None:
             return
         wanted = set(numbers)
-        tags = [tag for tag in feed.settings.tags if tag.number in wanted]
-        accepted, refused, bare = await subscribe.create(self._session, feed.settings, subscription.id, tags)
+        tags = one_per_item(tag for tag in feed.settings.tags if tag.number in wanted)
+        accepted, refused_items, bare = await subscribe.create(self._session, feed.settings, subscription.id, tags)
+        accepted = feed.arrays.spread(accepted)
+        refused = {number: status for item, status in refused_items.items() for number in feed.arrays.spread([item])}
         feed.states.await_first(accepted)
         feed.refuse({number: status for number, status in refused.items() if self._refused.get(number) != status})
         back = [number for number in accepted if number in self._refused]
@@ -209,6 +213,7 @@ class Link:
             await self._read_all()
         self._feed.level()
         self._feed.settled = True
+        self._feed.heartbeat()  # here and nowhere else: what has not changed up to this answer is what the server shows now
         if not self._is_proven:
             self._is_proven = True
             if self._kept:
@@ -219,7 +224,8 @@ class Link:
         """After lost messages a tag that has not changed since shows an old value: read all of them once."""
         settings = self._feed.settings
         spaces = self._session.facts.namespaces
-        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
+        tags = [tag for tag in one_per_item(settings.tags) if not is_event(tag)]
+        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in tags}
         wanted = {number: node for number, node in nodes.items() if node is not None and number not in self._refused}
         if wanted:
             self._feed.take_read(list(wanted), await self._session.read(list(wanted.values()), VALUE))
@@ -246,15 +252,13 @@ class Link:
                 feed.heard_ns = feed.runtime.monotonic_ns()
 
     async def _tick(self) -> None:
-        """Heartbeats of tags, refused items, and what the ring raised."""
+        """Refused items, a program download, and what the ring raised."""
         feed = self._feed
         looked_ns = feed.runtime.monotonic_ns()
         while True:
             await feed.runtime.sleep(TICK_S)
             feed.committer.check()
             now = feed.runtime.monotonic_ns()
-            if self._is_proven and now - self._published_ns < 2 * KEEP_ALIVE_S * 1e9:
-                feed.heartbeat()
             soon = feed.semantics_changed and now - looked_ns > CHANGED_AGAIN_S * 1e9
             if soon or now - looked_ns > REFUSED_AGAIN_S * 1e9:
                 looked_ns = now

@@ -13,6 +13,7 @@ import numpy as np
 
 from buffer.types import BAD_NO_DATA, Columns, Flag, Kind
 from gateway.collect.clock import NO_TIME, Stamped, stamp
+from gateway.collect.opcua.arrays import pick
 from gateway.collect.opcua.events import is_event
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class TagStates:
         self.numbers = np.fromiter((tag.number for tag in self.tags), np.uint32, n)
         self.events = np.fromiter((is_event(tag) for tag in self.tags), np.bool_, n)  # each stands for itself: none is a value now
         self.heartbeat_ns = np.fromiter((tag.heartbeat_ns for tag in self.tags), np.int64, n)
+        self.beats = bool(self.heartbeat_ns.any())
         self._scale = np.fromiter((tag.scale for tag in self.tags), np.float64, n)
         self._offset = np.fromiter((tag.offset for tag in self.tags), np.float64, n)
         self._scaled = (self._scale != 1.0) | (self._offset != 0.0)
@@ -179,6 +181,8 @@ class TagStates:
     def history(self, number: int, items: Items, which: NDArray[np.int64]) -> Columns:
         """Return values of one tag from the server's history, at their own times; they change nothing that is known here."""
         rows = np.repeat(self.rows(np.asarray([number], np.uint32))[0], len(which))
+        if len(rows) and self.tags[rows[0]].array:
+            items, which = pick(items, which, self.tags[rows[0]].element), np.arange(len(which))
         kind, values, quality = items.kind[which], items.values[which], items.quality[which]
         self._convert(rows, kind, values, quality)
         return Columns(self.numbers[rows], items.source_ns[which], kind, values, quality, items.flags[which], None, items.texts if len(which) else ())

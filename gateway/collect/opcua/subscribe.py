@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.collect.opcua.session import Session
     from gateway.settings import OpcuaSource, TagRow
 
-KEEP_ALIVE_S: Final = 10.0  # a subscription that says nothing for longer is dead
+KEEP_ALIVE_S: Final = 10.0  # a subscription that says nothing for longer is dead; less where a heartbeat needs proof of life more often
 LIFETIME_S: Final = 600.0  # how long it waits for us over a cut
 OUTAGE_S: Final = 60.0  # of values in the server's queue per item
 QUEUE_MAX: Final = 1_000  # values per item: memory of the server
@@ -34,8 +34,14 @@ def digest_of(settings: OpcuaSource) -> str:
     """Return a digest of everything that shapes the items: a subscription made for another one is not ours to keep."""
     tags = sorted(settings.tags, key=lambda tag: tag.number)
     rows = [(tag.number, tag.address, tag.every_ns, tag.deadband, tag.scale, *([tag.type] if is_event(tag) else [])) for tag in tags]
-    shape = [settings.publish_ns, sorted(settings.namespaces.items()), rows]
+    shape = [settings.publish_ns, keep_alive_s(settings), sorted(settings.namespaces.items()), rows]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:32]
+
+
+def keep_alive_s(settings: OpcuaSource) -> float:
+    """Return how long a subscription may say nothing: half the shortest heartbeat, for each heartbeat waits for a proof of life."""
+    shortest = min((tag.heartbeat_ns for tag in settings.tags if tag.heartbeat_ns > 0), default=0)
+    return min(KEEP_ALIVE_S, max(settings.publish_ns, shortest // 2) / 1e9) if shortest else KEEP_ALIVE_S
 
 
 def wish_of(tag: TagRow, node: str, publish_ns: int) -> Wish:

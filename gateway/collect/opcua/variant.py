@@ -80,6 +80,29 @@ def read_value(reader: Reader) -> Value:
         if encoding & _DIMENSIONS:
             items = _shaped(items, _dimensions(reader))
         return null_value() if items is None else json_value(items, reader)
+    if number == _VARIANT:
+        raise CorruptError("a Variant holds a Variant that is not an array", offset=reader.at)
+    return _scalar(reader, number)
+
+
+def read_elements(variant: bytes, most: int, structure: Callable[[str, bytes], object] | None = None) -> list[Value]:
+    """Return the first `most` elements of a Variant that is an array, each as a value of its own; raise CorruptError."""
+    reader = Reader(variant, 0, len(variant), structure)
+    number = reader.byte() & _TYPE_BITS
+    elements = []
+    for _ in range(min(reader.count(), most)):
+        reader.repaired = False
+        elements.append(read_value(reader) if number == _VARIANT else _scalar(reader, number))
+    return elements
+
+
+def array_length(variant: bytes) -> int:
+    """Return how many elements a Variant that is an array has."""
+    return Reader(variant, 1, len(variant)).count()
+
+
+def _scalar(reader: Reader, number: int) -> Value:
+    """Read a value of one built-in type other than Variant."""
     if number == 0:
         return null_value()
     if number in _NUMBERS:
@@ -90,8 +113,6 @@ def read_value(reader: Reader) -> Value:
         return json_value(_PLAIN[number](reader), reader)
     if number == BYTESTRING or number > 25:  # noqa: PLR2004 -- OPC 10000-6 5.2.2.16: decode reserved types as ByteString
         return blob_value(reader.blob())
-    if number == _VARIANT:
-        raise CorruptError("a Variant holds a Variant that is not an array", offset=reader.at)
     return text_value(_PLAIN[number](reader), reader)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Structure = Callable[[str, bytes], object] | None
+    Place = slice | NDArray[np.int64]
 
 _VALUE, _STATUS, _SOURCE, _SERVER, _SOURCE_PICO, _SERVER_PICO, _RESERVED = 1, 2, 4, 8, 16, 32, 0xC0
 _RUN_MIN: Final = 16  # items ahead that must look alike before numpy is asked: below that a step of Python is cheaper
@@ -62,8 +63,9 @@ _BEHIND_VALUE: Final = (  # mask bit, field, numpy type: the order on the wire
     (_SERVER, "server", "<i8"),
     (_SERVER_PICO, "server_pico", "<u2"),
 )
+_BOTH: Final = _SOURCE | _SERVER
 _ARRAY: Final = 0x80  # bit of a Variant's encoding byte
-_DATETIME, _STRINGS, _BYTESTRING = 13, (12, 15, 16), 15
+_BOOLEAN, _DATETIME, _STRINGS, _BYTESTRING = 1, 13, (12, 15, 16), 15
 _TICKS_MIN, _TICKS_MAX = TICKS_1970 + -(2**63) // 100 + 1, TICKS_1970 + 2**63 // 100 - 1  # what int64 nanoseconds hold
 
 
@@ -109,6 +111,11 @@ class _Shape(NamedTuple):
     size: int
     kind: Kind
     number: int
+    value: str  # how the value is written into 64 bits: a numpy type of 8 bytes; "": there is none; "bool", "time"
+    status: bool
+    time: str  # the field that holds the time, the source's first; "": none
+    both: bool  # the source's time and the server's
+    pico: str  # the field that holds what is below the time's ticks
 
 
 # width of handle -> mask << 8 | encoding -> shape; at most 65,536 each, as many as two bytes can say
@@ -125,7 +132,15 @@ def _make_shape(width: int, mask: int, encoding: int) -> _Shape | None:
     fields += [("value", wire)] if wire else []
     fields += [(name, form) for bit, name, form in _BEHIND_VALUE if mask & bit]
     dtype = np.dtype(fields)
-    return _Shape(dtype, dtype.itemsize, kind, number)
+    time = "source" if mask & _SOURCE else "server" if mask & _SERVER else ""
+    pico = f"{time}_pico" if mask & (_SOURCE_PICO if time == "source" else _SERVER_PICO) else ""
+    return _Shape(dtype, dtype.itemsize, kind, number, _form(number, wire), bool(mask & _STATUS), time, mask & _BOTH == _BOTH, pico if time else "")
+
+
+def _form(number: int, wire: str) -> str:
+    if not wire or number in (_BOOLEAN, _DATETIME):
+        return "time" if number == _DATETIME else "bool" if wire else ""
+    return "<u8" if wire[-1] == "8" else {"f": "<f8", "i": "<i8", "u": "<u8"}[wire[-2]]
 
 
 class _Odd(NamedTuple):
@@ -226,32 +241,24 @@ def _odd_item(data: bytes, at: int, end: int, row: int, width: int, structure: S
     return _Odd(row, handle, value, quality, source_ns, array), reader.at
 
 
-class _Times(NamedTuple):
-    """Times of all items as they came: rows source and server; 100 ns ticks since 1601, 0 where there is none, and what is below."""
-
-    ticks: NDArray[np.int64]
-    tens: NDArray[np.uint16] | None  # of picoseconds; None where no item has any
-
-
 def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
     items = blank_items(count)
-    shapes = [one[0] for one in found.runs] + [one[0] for one in found.singles.values()]
-    fine = any(name.endswith("_pico") for shape in shapes for name in shape.dtype.names or ())
-    times = _Times(np.zeros((2, count), np.int64), np.zeros((2, count), np.uint16) if fine else None)
-    for shape, row, run in found.runs:
-        _store(items, times, slice(row, row + len(run)), run, shape, width)
+    parts: list[tuple[_Shape, Place, NDArray[Any]]] = [(shape, slice(row, row + len(run)), run) for shape, row, run in found.runs]
     whole = np.frombuffer(data, np.uint8)
     for shape, rows, offsets in found.singles.values():
         for first in range(0, len(rows), _GATHER_CHUNK):
             index = np.asarray(offsets[first : first + _GATHER_CHUNK])[:, None] + np.arange(shape.size)
-            _store(items, times, np.asarray(rows[first : first + _GATHER_CHUNK]), whole[index].view(shape.dtype)[:, 0], shape, width)
-    _set_times(items, times)
+            parts.append((shape, np.asarray(rows[first : first + _GATHER_CHUNK]), whole[index].view(shape.dtype)[:, 0]))
+    for shape, at, rows_ in parts:
+        _store(items, at, rows_, shape, width)
+    _set_times(items, parts)
     texts: list[str] = []
     for one in found.odd:
         items.handle[one.row], items.source_ns[one.row] = one.handle, one.source_ns
         set_value(items, one.row, one.value, one.quality, texts)
     overflow = (items.quality & _OVERFLOW_MASK) == _OVERFLOW
-    items.flags[overflow] |= np.uint16(Flag.OVERFLOW)
+    if overflow.any():
+        items.flags[overflow] |= np.uint16(Flag.OVERFLOW)
     arrays = {one.row: one.array for one in found.odd if one.array is not None}
     return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts), arrays)
 
@@ -281,52 +288,45 @@ def blank_items(count: int) -> Items:
     )
 
 
-def _store(items: Items, times: _Times, at: slice | NDArray[np.int64], rows: NDArray[Any], shape: _Shape, width: int) -> None:
-    """Copy structured rows of one shape into the columns."""
-    names = shape.dtype.names or ()
+def _store(items: Items, at: Place, rows: NDArray[Any], shape: _Shape, width: int) -> None:
+    """Copy structured rows of one shape into the columns, the time as ticks."""
     if width:
         items.handle[at] = rows["handle"]
     items.kind[at] = shape.kind
-    if "value" in names:
-        items.values[at] = _bits(rows["value"], shape)
-    if "status" in names:
+    if shape.value[:1] == "<":
+        value = rows["value"]
+        target = items.values.view(shape.value)
+        target[at] = value.view(shape.value) if value.dtype.itemsize == 8 else value  # noqa: PLR2004 -- bytes: the bits as they are
+    elif shape.value == "bool":
+        items.values[at] = rows["value"] != 0
+    elif shape.value == "time":
+        items.values.view(np.int64)[at] = rows["value"] // 10 + np.int64(MICROSECONDS_1601)
+    if shape.status:
         items.quality[at] = rows["status"]
-    for place, name in enumerate(("source", "server")):
-        if name in names:
-            times.ticks[place, at] = rows[name]
-        if times.tens is not None and f"{name}_pico" in names:
-            times.tens[place, at] = rows[f"{name}_pico"]
+    if shape.time:
+        items.source_ns[at] = rows[shape.time]
 
 
-def _set_times(items: Items, times: _Times) -> None:
-    """Set the source's time of each item, else the server's."""
-    source, server = times.ticks
-    ns = items.source_ns
-    np.multiply(source - TICKS_1970, 100, out=ns)
-    if times.tens is not None:
-        ns += np.minimum(times.tens[0], 9999).astype(np.int64) // 100
-    bad = (source <= _TICKS_MIN) | (source >= _TICKS_MAX)
+def _set_times(items: Items, parts: list[tuple[_Shape, Place, NDArray[Any]]]) -> None:
+    """Turn ticks into ns: the source's time of each item, else the server's."""
+    ticks = items.source_ns
+    bad = (ticks <= _TICKS_MIN) | (ticks >= _TICKS_MAX)
+    ticks -= TICKS_1970
+    ticks *= 100
+    for shape, at, rows in parts:
+        if shape.pico:
+            ticks[at] += np.minimum(rows[shape.pico], 9999).astype(np.int64) // 100
     if not bad.any():
         return
-    ns[bad] = (server[bad] - TICKS_1970) * 100
-    if times.tens is not None:
-        ns[bad] += np.minimum(times.tens[1][bad], 9999).astype(np.int64) // 100
-    ns[bad & ((server <= _TICKS_MIN) | (server >= _TICKS_MAX))] = NO_TIME
-
-
-def _bits(values: NDArray[Any], shape: _Shape) -> NDArray[np.uint64]:
-    wide: NDArray[Any]
-    if values.dtype.itemsize == 8 and shape.number != _DATETIME:  # noqa: PLR2004 -- bytes: the bits as they are
-        return values.view(np.uint64)
-    if shape.kind == Kind.DOUBLE:
-        wide = values.astype(np.float64)
-    elif shape.kind == Kind.BOOL:
-        wide = (values != 0).astype(np.uint64)
-    elif shape.number == _DATETIME:
-        wide = values // 10 + np.int64(MICROSECONDS_1601)
-    else:
-        wide = values.astype(np.int64 if values.dtype.kind == "i" else np.uint64)
-    return wide.view(np.uint64)
+    server = np.zeros(len(items), np.int64)  # 100 ns ticks
+    below = np.zeros(len(items), np.int64)  # ns
+    for shape, at, rows in parts:
+        if shape.both:
+            server[at] = rows["server"]
+            if "server_pico" in (shape.dtype.names or ()):
+                below[at] = np.minimum(rows["server_pico"], 9999).astype(np.int64) // 100
+    none = (server <= _TICKS_MIN) | (server >= _TICKS_MAX)
+    ticks[bad] = np.where(none, NO_TIME, (server - TICKS_1970) * 100 + below)[bad]
 
 
 def ticks_to_ns(ticks: int) -> int:

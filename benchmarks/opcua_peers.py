@@ -1,4 +1,4 @@
-"""node-opcua servers under load and what the OPC UA benchmarks share: one JSON object a line, medians and ratios of interleaved rounds."""
+"""node-opcua servers under load, and what the OPC UA benchmarks share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from benchmarks.harness import Report
 from gateway.settings import Load, OpcuaSource, TagRow
 
 _HERE = Path(__file__).parent
@@ -57,18 +59,11 @@ def source_settings(name: str, port: int, tags: int, publish_ms: int) -> OpcuaSo
     return OpcuaSource(name, (f"opc.tcp://127.0.0.1:{port}",), security="None", publish_ns=publish_ms * 10**6, load=load, tags=rows)
 
 
-def show(name: str, unit: str, ours: Sequence[float], peer: str, theirs: Sequence[float], least: float, settings: dict[str, object]) -> None:
-    """Print a line about cost per unit: ratio = how many times more the peer needs, median of the ratios of the rounds."""
+def cost(report: Report, name: str, ours: Sequence[float], peer: str, theirs: Sequence[float], goal: float, **settings: Any) -> None:
+    """Say what a value costs in microseconds of CPU; ratio: how many times more the peer needs, median of the ratios of the rounds."""
     ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
-    line = {
-        "name": name,
-        "value": round(statistics.median(ours), 4),
-        "unit": unit,
-        "peer": peer,
-        "peer_value": round(statistics.median(theirs), 4),
-        "ratio": round(ratio, 1),
-        "goal": f"ratio >= {least:g}",
-        "ok": ratio >= least,
-        "settings": settings | {"rounds": len(ours), "load_average": round(os.getloadavg()[0], 1), "cores": os.cpu_count()},
-    }
-    print(json.dumps(line), flush=True)
+    load = round(os.getloadavg()[0], 1)
+    report.add(
+        name, statistics.median(ours), "us CPU per value", peer=peer, peer_value=statistics.median(theirs), ratio=ratio, goal=f"ratio >= {goal:g}",
+        rounds=len(ours), load_average=load, **settings,
+    )  # fmt: skip

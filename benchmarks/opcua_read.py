@@ -8,13 +8,14 @@ import time
 
 from asyncua import Client, ua
 
-from benchmarks.opcua_peers import node_opcua, show, source_settings
+from benchmarks.harness import Report, main
+from benchmarks.opcua_peers import cost, node_opcua, source_settings
 from gateway.collect.load import Budget
 from gateway.collect.opcua.session import VALUE, Session
 from gateway.collect.opcua.throttle import Throttle
 from gateway.runtime import real
 
-TAGS, ROUNDS, READS = 1_000, 7, 10
+TAGS, READS = 1_000, 10
 
 
 async def measured(read) -> float:
@@ -26,8 +27,8 @@ async def measured(read) -> float:
     return (time.process_time() - cpu) / (READS * TAGS) * 1e6
 
 
-async def main() -> None:
-    logging.disable(logging.CRITICAL)
+async def compare(rounds: int) -> list[tuple[float, float]]:
+    """Return what a value costs us and asyncua, round by round."""
     with node_opcua(tags=TAGS, period_ms=1000, types=5) as port:
         runtime, source = real(), source_settings("plc", port, TAGS, 1000)
         throttle = Throttle(Budget(source.load, runtime.monotonic_ns()), runtime)
@@ -44,12 +45,18 @@ async def main() -> None:
             async def stock() -> int:
                 return len(await client.read_attributes(nodes, ua.AttributeIds.Value))
 
-            rounds = [(await measured(ours), await measured(stock)) for _ in range(ROUNDS)]
+            found = [(await measured(ours), await measured(stock)) for _ in range(rounds)]
         await session.close()
-    ours_us, stock_us = ([one[i] for one in rounds] for i in range(2))
-    settings = {"server": "node-opcua", "nodes_per_request": TAGS, "types": 5}
-    show("opcua-read", "us CPU per value", ours_us, "asyncua read_attributes", stock_us, 8, settings)
+    return found
+
+
+def run(report: Report) -> None:
+    """Compare with asyncua's read_attributes."""
+    logging.disable(logging.CRITICAL)
+    rounds = asyncio.run(compare(report.options.rounds))
+    mine, stock = ([one[i] for one in rounds] for i in range(2))
+    cost(report, "value", mine, "asyncua read_attributes", stock, 8, server="node-opcua", nodes_per_request=TAGS, types=5, reads=READS)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main("opcua_read", run)

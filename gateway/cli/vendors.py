@@ -1,4 +1,8 @@
-"""Where servers keep the list of clients they trust, for `ebbgate trust`. From the vendors' manuals; menus move between releases."""
+"""Where servers keep the list of clients they trust, for `ebbgate trust`. Menus move between releases.
+
+Kepware: the section "Trusted Clients" of PTC's manual "OPC UA Configuration Manager" (2020). Ignition: the guide "Connect to Ignition" of
+EMQX Neuron (docs.emqx.com), for releases with the menu Config. Siemens and the last row are common knowledge, not checked against a manual.
+"""
 
 from __future__ import annotations
 

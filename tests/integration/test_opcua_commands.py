@@ -50,7 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpcuaServer]:
 def config(server: OpcuaServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = set_up(tmp_path_factory.mktemp("site"))
     path.write_text(path.read_text() + SOURCE.format(port=server.port))
-    (path.parent / "pki/press7.password").write_text("geheim")
+    password = path.parent / "pki/press7.password"
+    password.write_text("geheim")
+    password.chmod(0o600)
     (path.parent / "tags.csv").write_text("id,path,source,address\n")
     return path
 

@@ -68,8 +68,8 @@ async def test_killed_again_and_again_a_server_of_two_sessions_is_never_exhauste
     """Collectors killed at once after connecting, their state with them kept: one session, and room for another client."""
     server = await asyncio.to_thread(OpcuaServer(tmp_path / "pki", tags=3, max_sessions=2).start)
     try:
-        for _ in range(2):  # the second waits until the session of the first has run out: up to a minute
-            command = [sys.executable, "-m", "tests.support.opcua_child", str(server.port), "3", str(tmp_path)]
+        for _ in range(2):  # the second waits until the session of the first has run out
+            command = [sys.executable, "-m", "tests.support.opcua_child", str(server.port), "3", str(tmp_path), "SESSION_TIMEOUT_S=15"]
             process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             state = tmp_path / "plc.json"
             before = state.stat().st_mtime_ns if state.exists() else 0

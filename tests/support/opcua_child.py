@@ -1,4 +1,7 @@
-"""A collector of one OPC UA source in a process of its own, to be killed: python -m tests.support.opcua_child PORT TAGS DIRECTORY."""
+"""A collector of one OPC UA source in a process of its own, to be killed.
+
+python -m tests.support.opcua_child PORT TAGS DIRECTORY [NAME=SECONDS ..]; NAME: a time limit of the source that a test shortens.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from gateway.collect.opcua.source import OpcuaSource
 from gateway.runtime import configure_logging, real
 from gateway.settings import Load, TagRow
 from gateway.settings import OpcuaSource as Settings
+from tests.support.collect_child import shorten
 from tests.support.sinks import FileSink
 
 MS = 10**6
@@ -43,4 +47,6 @@ async def main(port: int, tags: int, directory: Path) -> None:
 
 if __name__ == "__main__":
     configure_logging("test")
+    for limit in sys.argv[4:]:
+        shorten(limit.partition("=")[0], float(limit.partition("=")[2]))
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))

@@ -155,6 +155,7 @@ class Ring:
         self._roll = self._roll or digest != self._table
         self._table, self._ready = digest, True
         self.last.use_table(table)
+        self.last.tables[digest] = (self.generation, self._chain.seq)  # needed from now on: it may have been in use long ago
 
     # ---- writing ----
 

@@ -118,9 +118,11 @@ class Room:
         return place < self.covered
 
     def _drop_tables(self, low: Place) -> None:
-        """Remove tag tables that no reading in the ring needs; the newest is always needed."""
+        """Remove tag tables that nothing in the ring needs: no file that is still there, below `low` or not; the newest is always needed."""
         newest = max(self._last.tables.values(), default=(0, 0))
+        there = [(s.generation, s.first) for s in self._holdings.segments[:1]]
+        there += [(j.name.generation, j.name.first_seq) for j in self._journals.closed]
         for digest, place in list(self._last.tables.items()):
-            if place < min(low, newest):
-                del self._last.tables[digest]
+            if place < min(low, newest, *there):
                 self._holdings.forget(layout.object_path(digest))
+                del self._last.tables[digest]

@@ -7,6 +7,8 @@ loss named where nothing was lost, none missing that no record names (G2); `low`
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from buffer.manifest import Manifest
@@ -31,6 +33,10 @@ def held(storage: PosixReadStorage) -> dict[Place, int]:
     inventory = reader.inventory()
     out: dict[Place, int] = {}
     tables: set[bytes] = set()
+    for before, after in itertools.pairwise(inventory.segments):
+        if before.generation == after.generation and after.first <= before.last:
+            message = f"G4 segments overlap at {after.generation}, {after.first}: a query counts those readings twice"
+            raise Violation(message)
     for name in inventory.segments:
         frame = reader.segment_frame(name)
         if frame is not None:

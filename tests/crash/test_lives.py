@@ -1,0 +1,38 @@
+"""Lives by hand, without a crash: what a ring must do that no prefix of a random life is sure to meet."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash.check import held
+from tests.crash.plant import PAGE, Book, Collector, Gone, Script
+from tests.crash.states import JOURNAL, new_disk
+from tests.crash.toys import TABLES
+from tests.support.simulated_disk import Medium
+
+
+def lived(script: Script) -> Collector:
+    """Return a collector after its life, long or short."""
+    collector = Collector(new_disk(Medium(), script), script, Book(), 1, 0)
+    try:
+        collector.run(script)
+    except Gone:
+        pass
+    return collector
+
+
+@pytest.mark.parametrize("pages", range(26, 60, 3))
+@pytest.mark.parametrize("rolls", range(5))
+def test_a_tag_table_that_comes_back_into_use_is_not_dropped_with_its_old_readings(pages, rolls):
+    more = (("roll", 1), ("live", 2)) * rolls
+    actions = (("table", 1), ("live", 2), ("table", 1), ("live", 2), *more, ("table", 1), ("live", 2), ("roll", 1), ("live", 2))
+    collector = lived(Script(10**9, JOURNAL, actions, capacity=pages * PAGE))
+    held(collector.disk)
+
+
+def test_no_table_that_is_needed_goes_and_no_other_stays_for_ever():
+    actions = (("table", 1), ("live", 2), ("table", 1), *(("live", 2), ("roll", 1)) * 12, ("live", 2))
+    collector = lived(Script(3 * JOURNAL, JOURNAL, actions))
+    held(collector.disk)
+    assert len(collector.disk.list("objects")) == 1
+    assert collector.ring.recovered_table == TABLES[0]

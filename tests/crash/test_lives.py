@@ -36,3 +36,19 @@ def test_no_table_that_is_needed_goes_and_no_other_stays_for_ever():
     held(collector.disk)
     assert len(collector.disk.list("objects")) == 1
     assert collector.ring.recovered_table == TABLES[0]
+
+
+def test_what_others_fill_costs_one_eviction_not_the_history():
+    collector = lived(Script(10**9, JOURNAL, (("live", 2), ("roll", 1), ("seal", 1)) * 12))
+    before = held(collector.disk)
+    calls = collector.disk.calls
+    calls.capacity, taken = 10**7, calls.used()
+
+    def others_take_what_the_ring_frees() -> None:
+        calls.others = max(calls.others, calls.capacity - 3 * PAGE - min(calls.used(), taken))
+
+    calls.before_step = others_take_what_the_ring_frees
+    with pytest.raises(Gone):
+        collector.run(Script(10**9, JOURNAL, (("live", 2), ("roll", 1)) * 40))
+    gone = before.keys() - held(collector.disk).keys()
+    assert 0 < len(gone) <= len(before) / 4, f"{len(gone)} of {len(before)} readings evicted for a disk that evicting does not help"

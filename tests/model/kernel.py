@@ -9,7 +9,7 @@ completed sync persists; a power cut drops or keeps what was not synced; kill -9
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 Step = tuple[str, Any]
 Gen = tuple[int, int]  # (ordinal, nonce)
@@ -41,8 +41,17 @@ class Model:
         raise NotImplementedError
 
 
-def explore(model: Model, first_only: bool, depth: int = 10**9, most: int = 10**9) -> tuple[int, dict[str, list[str]]]:
-    """Visit every state that is at most `depth` events away; return how many and, per broken promise, the shortest trace.
+class Search(NamedTuple):
+    """What a search saw. found: per broken promise, the shortest trace. whole: every state there is was visited."""
+
+    states: int
+    found: dict[str, list[str]]
+    depth: int
+    whole: bool
+
+
+def explore(model: Model, first_only: bool, depth: int = 10**9, most: int = 10**9) -> Search:
+    """Visit every state that is at most `depth` events away, level by level, and begin no level beyond `most` states.
 
     first_only: stop at the first broken promise, or after `most` states.
     """
@@ -50,19 +59,23 @@ def explore(model: Model, first_only: bool, depth: int = 10**9, most: int = 10**
     parent: dict[Hashable, tuple[Hashable, str] | None] = {start: None}
     level: list[Hashable] = [start]
     found: dict[str, list[str]] = {}
-    while level and depth >= 0:
+    at = 0
+    while level:
+        last = at >= depth or len(parent) > most
         following: list[Hashable] = []
         for state in level:
             for what in model.broken(state):
                 found.setdefault(what, trace_of(parent, state))
             if first_only and (found or len(parent) > most):
-                return len(parent), found
-            for label, after in model.steps(state) if depth else ():
+                return Search(len(parent), found, at, whole=False)
+            for label, after in () if last else model.steps(state):
                 if after not in parent:
                     parent[after] = (state, label)
                     following.append(after)
-        level, depth = following, depth - 1
-    return len(parent), found
+        if last:
+            return Search(len(parent), found, at, whole=False)
+        level, at = following, at + 1
+    return Search(len(parent), found, at - 1, whole=True)
 
 
 def trace_of(parent: dict[Hashable, tuple[Hashable, str] | None], state: Hashable) -> list[str]:

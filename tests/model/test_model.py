@@ -17,12 +17,13 @@ BROKEN = [(kind, name, flags) for kind in MODELS for name, flags in broken(kind)
 
 @pytest.mark.parametrize(("kind", "flags"), WHOLE, ids=lambda x: x.name if isinstance(x, type) else "-".join(x))
 def test_a_whole_model_keeps_its_promises(kind, flags):
-    states, found = explore(kind(*flags), False, DEPTH[kind.name])
-    assert found == {}
-    assert states > 10
+    seen = explore(kind(*flags), False, DEPTH[kind.name])
+    assert seen.found == {}
+    assert seen.whole or seen.depth == DEPTH[kind.name]
+    assert seen.states > 10
 
 
 @pytest.mark.parametrize(("kind", "name", "flags"), BROKEN, ids=[f"{kind.name}-{name}" for kind, name, _ in BROKEN])
 def test_without_a_rule_a_promise_breaks(kind, name, flags):
-    states, found = explore(kind(*flags), True, most=MOST)
-    assert found, f"not seen in {states} states"
+    seen = explore(kind(*flags), True, most=MOST)
+    assert seen.found, f"not seen in {seen.states} states"

@@ -14,13 +14,22 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A defect: `old` stands exactly once in `module` and becomes `new`; `harness` (see tests.mutants.run) must notice."""
+    """A defect: `old` stands exactly once in `module` and becomes `new`; `harness` (see tests.mutants.table) must notice.
+
+    Tuples: several places of one module, where two defences stand behind each other and only both together are a defect.
+    """
 
     name: str
     module: str
-    old: str
-    new: str
+    old: str | tuple[str, ...]
+    new: str | tuple[str, ...]
     harness: str
+
+    def edits(self) -> list[tuple[str, str]]:
+        """Return every (old, new)."""
+        if isinstance(self.old, str) and isinstance(self.new, str):
+            return [(self.old, self.new)]
+        return list(zip(self.old, self.new, strict=True))
 
 
 def source_path(mutant: Mutant) -> Path:
@@ -31,10 +40,12 @@ def source_path(mutant: Mutant) -> Path:
 def planted_source(mutant: Mutant) -> str:
     """Return the module's text with the defect; raise ValueError where it does not fit (any more)."""
     source = source_path(mutant).read_text(encoding="utf-8")
-    if source.count(mutant.old) != 1:
-        message = f"mutant {mutant.name!r}: its text stands {source.count(mutant.old)} times in {mutant.module}"
-        raise ValueError(message)
-    return source.replace(mutant.old, mutant.new)
+    for old, new in mutant.edits():
+        if source.count(old) != 1:
+            message = f"mutant {mutant.name!r}: its text stands {source.count(old)} times in {mutant.module}"
+            raise ValueError(message)
+        source = source.replace(old, new)
+    return source
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -20,7 +20,6 @@ CRASH = (
     M("evict before the new low is durable", "buffer.ring", "            self.commit(now)\n            gone += self._room.drop_below(self._room.low)\n", "            gone += self._room.drop_below(self._room.low)\n            self.commit(now)\n", "crash"),
     M("reader ignores `durable`", "buffer.reader", "        if name.serial > mark.serial:\n            return\n        size = mark.end_offset if name.serial == mark.serial else self._storage.size(name.path) or 0\n", "        mark = DurableMark(mark.generation, 2**60, 2**60, 2**60, 2**60)\n        size = self._storage.size(name.path) or 0\n", "crash"),
     M("`durable` written before the sync", "buffer.journals", "        writer.append(built[-1].frame)\n        writer.sync()\n", "        writer.append(built[-1].frame)\n        last = built[-1].frame.manifest\n        self._advance(DurableMark(self.generation, self.active.facts.name.serial, writer.end, last.end_seq, last.first_block + 1))\n        writer.sync()\n", "crash"),
-    M("recovery through the cache", "buffer.journal", "        return storage.read_direct(path, 0, size) or b\"\"\n    except", "        return storage.read(path, 0, size) or b\"\"\n    except", "crash"),
     M("recovery believes names that were never synced", "buffer.recovery", "                self._storage.fsync_dir(directory)\n", "                pass\n", "crash"),
     M("recovery does not sync what it believes", "buffer.recovery", "                self._storage.sync_file(path)\n", "                pass\n", "crash"),
     M(".cose before .parquet", "buffer.adopt", "    storage.adopt(part.path, name.parquet)\n    storage.publish(name.cose, [cose_file])\n", "    storage.publish(name.cose, [cose_file])\n    storage.adopt(part.path, name.parquet)\n", "crash"),
@@ -33,12 +32,24 @@ CRASH = (
     M("history counts as live", "buffer.last", "        if fill is None:\n            if columns", "        if True:\n            if columns", "crash"),
     M("first live reading after a gap not kept", "buffer.last", "        self._first_live(columns, real)\n", "", "crash"),
     M("a generation without its ordinal", "buffer.ring", "        self.generation = (found.ordinal + 1) << 32 | nonce\n", "        self.generation = 1 << 32 | 1\n", "crash"),
-    M("predecessor forgets the end that `durable` proves", "buffer.recovery", "            self.out.ends[generation] = max(end, self.out.ends.get(generation, 0))\n", "            self.out.ends[generation] = end\n", "crash"),
-    M("two copies of one block are two blocks", "buffer.recovery", "            if manifest.first_block <= self._newest_block.get(name.generation, -1):\n                continue  # a copy", "            if False:\n                continue  # a copy", "crash"),
-    M("what lies below low comes back", "buffer.ring", "        self._room.drop_below(found.low or (0, 0))\n", "", "crash"),
     M("eviction looks at the wall clock", "buffer.ring", "        over = self._room.over_bytes()\n        if over > 0 and", "        over = self._room.over_bytes()\n        if (over > 0 or now.wall_ns < 0) and", "crash"),
-    M("salt of the earlier use accepted", "buffer.journal", "        if header.salt != salt:\n            raise CorruptError(\"frame of an earlier use of this file (salt)\")\n", "", "crash"),
-    M("a journal header of another name is believed", "buffer.journal", "    return header.salt if (header.generation, header.serial) == (generation, serial) else None", "    return header.salt if header else None", "crash"),
+    M("low is not in the record", "buffer.ring", "end, self._room.low, self._room.lost,", "end, (0, 0), self._room.lost,", "crash -1"),
+    M("journal given back though `last` does not hold its positions", "buffer.room", "        if place >= self.covered:\n            self.publish_last()\n        return place < self.covered\n", "        return True\n", "crash -1"),
+    M("the journal with the newest record is given back", "buffer.journals", "        return max((j for j in self.closed if j.last_block >= 0), key=lambda j: (j.name.generation, j.last_block), default=None)\n", "        return None\n", "crash"),
+    M("recovery through the cache", "buffer.journal", "        return storage.read_direct(path, 0, size) or b\"\"\n    except", "        return storage.read(path, 0, size) or b\"\"\n    except", "crash -3"),
+    M("readers read a dead generation through the cache", "buffer.reader", "self._storage.read_direct(name.path, at, n), size, first_block)", "self._storage.read(name.path, at, n), size, first_block)", "crash -3"),
+    M("two copies of one block are two blocks", "buffer.recovery", "            if manifest.first_block <= self._newest_block.get(name.generation, -1):\n                continue  # a copy", "            if False:\n                continue  # a copy", "crash -2"),
+    M("frames of an earlier use accepted (salt and order)", "buffer.journal", ("        if header.salt != salt:\n            raise CorruptError(\"frame of an earlier use of this file (salt)\")\n", "            if frame.manifest.first_block <= number:\n                raise CorruptError(\"frame number does not rise\", source=\"journal\", offset=offset)\n"), ("", ""), "crash -4"),
+    M("torn tail accepted", "buffer.frame", ("    if zlib.crc32(payload, zlib.crc32(cose)) != header.body_crc:\n", "    if payload_digest(payload) != manifest.payload_sha256:\n"), ("    if False:\n", "    if False:\n"), "crash"),
+    M("a poisoned journal is recycled", "buffer.journals", "if pool and room and not journal.poisoned and journal", "if pool and room and journal", "crash -3"),
+    M("a journal is done though no `last` holds it", "buffer.recovery", "        if end <= name.first_seq or (name.generation, end) >= self._last_place:\n", "        if end <= name.first_seq:\n", "crash"),
+    M("half a segment is believed", "buffer.recovery", "            if len(endings) == 2:  #", "            if endings:  #", "crash"),
+    M("a gap has the name of one of an earlier generation", "buffer.ring", "if found.state else (), (found.ordinal + 1) << 32)\n", "if found.state else (), 1)\n", "crash"),
+    M("open gaps not recovered", "buffer.ring", "tuple(sorted(found.state.open_gaps)) if found.state else ()", "()", "crash"),
+    M("a generation does not say where its predecessor ended", "buffer.ring", "        self._predecessor = max(found.ends.items(), default=None)\n", "        self._predecessor = None\n", "crash"),
+    M("the newest goes first", "buffer.retention", "    return sorted(out, key=lambda unit: unit[0])\n", "    return sorted(out, key=lambda unit: unit[0], reverse=True)\n", "crash -1"),
+    M("no room is kept for the state record", "buffer.ring", "self._journals.fits(need_bytes + self.options.reserve_bytes)", "self._journals.fits(need_bytes)", "crash"),
+    M("a record is not repeated in an eviction", "buffer.room", "        self.low, self.lost = account(self.lost, low)\n        return True\n", "        self.lost = account(self.lost, low)[1]\n        return True\n", "crash -1"),
     M("the parent of a directory is not synced", "buffer.storage", "        system.mkdir(path, mode)\n    _sync_directory(system, parent)\n", "        system.mkdir(path, mode)\n", "crash"),
 )
 
@@ -49,6 +60,28 @@ ROT = (
     M("readers drop what a rotten end follows", "buffer.reader", "        while held and (end is None or not", "        while held and (True or not", "rot"),
     M("losses are not named", "buffer.recovery", "        out.lost = [*known, *new]\n", "        out.lost = [*known]\n", "rot"),
     M("an acknowledged tail that rotted is a torn tail", "buffer.recovery", "        self._end(self._mark.generation, self._mark.end_seq)\n", "", "rot"),
+    M("predecessor forgets the end that `durable` proves", "buffer.recovery", "            self.out.ends[generation] = max(end, self.out.ends.get(generation, 0))\n", "            self.out.ends[generation] = end\n", "rot"),
+    M("losses are forgotten at a start", "buffer.ring", "account(found.lost, found.low or", "account((), found.low or", "rot"),
+    M("CRC of `durable` unchecked", "buffer.layout", "    if len(data) != DURABLE_BYTES or zlib.crc32(data[:60]) != int.from_bytes(data[60:], \"little\"):\n", "    if len(data) != DURABLE_BYTES:\n", "rot"),
+    M("digest of `last` unchecked", "buffer.last", "    if len(data) > LAST_BYTES_MAX or hashlib.sha256(data[32:]).digest() != data[:32]:\n", "    if len(data) > LAST_BYTES_MAX:\n", "rot"),
 )
 
-MUTANTS = (*CRASH, *ROT)
+LIVES = "tests/crash/test_lives.py"
+MODEL = "tests/model/test_model.py"
+OTHER = (
+    M("a tag table that is used again is dropped with its old readings", "buffer.ring", "        self.last.tables[digest] = (self.generation, self._chain.seq)  #", "        pass  #", LIVES),
+    M("a tag table goes though a file that names it is there", "buffer.room", "            if place < min(low, newest, *there):\n", "            if place < min(low, newest):\n", LIVES),
+    M("eviction though others filled the disk", "buffer.ring", "            self._helpless = self._storage.free_bytes() - before < (used - room.used_bytes()) // 2\n", "", LIVES),
+    M("the sealed file is not what the child checked", "buffer.adopt", " or hashlib.sha256(data).hexdigest() != part.sha256:", ":", "tests/unit/test_sealed_ring.py"),
+    M("sealed parts that leave out a block", "buffer.adopt", "    if ends != begins or not chained or any(p.count <= 0 for p in parts):\n", "    if False:\n", "tests/unit/test_sealed_ring.py"),
+    M("a second writer is let in", "buffer.storage", "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "                pass\n", "tests/unit/test_ring.py"),
+    M("scrub compares no digest", "buffer.scrub", "            raise CorruptError(\"does not match its digest\")\n", "            pass\n", "tests/unit/test_scrub.py"),
+    M("low rises over one unit too many", "buffer.retention", "            return oldest[i + 1][0]\n", "            return oldest[min(i + 2, len(oldest) - 1)][0]\n", MODEL),
+    M("receipts of a receiver restored are believed", "gateway.upload.cursor", "            lost = [p for p in g.pieces if p.ends.live > since.live or p.ends.backfill > since.backfill]\n", "            lost = [p for p in g.pieces if p.ends.live > since.live]\n", MODEL),
+    M("only the newest opening of a landing counts", "gateway.landing.index", "                later = [one.start for one in self.openings[place + 1 :]]\n", "                later = [self.openings[-1].start]\n", MODEL),
+    M("all of a batch is new where a part is held", "gateway.receive.accept", "    new = tuple(seqs.holes(unit.first_seq, last_seq)) if unit.count else ()\n", "    new = ((unit.first_seq, last_seq),) if unit.count else ()\n", MODEL),
+    M("a sink does not go back when the receiver was restored", "gateway.deliver.cursor", "                self.following[lane] = min(self.following[lane], since.get(lane, 0))\n", "                pass\n", MODEL),
+    M("a sink takes again what it holds", "gateway.deliver.cursor", "        return [hole for first, last in new for hole in held.holes(first, last)]\n", "        return list(new)\n", MODEL),
+)
+
+MUTANTS = (*CRASH, *ROT, *OTHER)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import insort
+from errno import ENOSPC
 from typing import TYPE_CHECKING
 
 from buffer import layout
-from buffer.errors import CorruptError
+from buffer.errors import CorruptError, StorageFault
 from buffer.journals import remove
 from buffer.last import encode_last
 from buffer.recovery import read_object
@@ -73,10 +74,22 @@ class Holdings:
         return self._sizes.get(name.parquet, 0) + self._sizes.get(name.cose, 0)
 
     def publish_last(self, last: LastState, generation: int, seq: int, block: int) -> int:
-        """Write `last` as of a place; keep the newest two; return its size. Raise StorageFault."""
-        data = encode_last(last, generation, seq, block)
-        self.put(layout.LastName(generation, seq).path, data)
-        names = sorted(n for entry in self._storage.list(layout.LAST) if (n := layout.parse_last(entry)) is not None)
-        for old in names[:-LAST_FILES_KEPT]:
-            self.forget(old.path)
+        """Write `last` as of a place; keep the newest two; return its size. Raise StorageFault.
+
+        On a full disk the older of the two makes room: without a new `last` no journal could be evicted, and the disk would stay full.
+        """
+        data, path = encode_last(last, generation, seq, block), layout.LastName(generation, seq).path
+        try:
+            self.put(path, data)
+        except StorageFault as fault:
+            if fault.errno != ENOSPC:
+                raise
+            self._keep_last_files(LAST_FILES_KEPT - 1)
+            self.put(path, data)
+        self._keep_last_files(LAST_FILES_KEPT)
         return len(data)
+
+    def _keep_last_files(self, count: int) -> None:
+        names = sorted(n for entry in self._storage.list(layout.LAST) if (n := layout.parse_last(entry)) is not None)
+        for old in names[:-count]:
+            self.forget(old.path)

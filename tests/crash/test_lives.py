@@ -52,3 +52,19 @@ def test_what_others_fill_costs_one_eviction_not_the_history():
         collector.run(Script(10**9, JOURNAL, (("live", 2), ("roll", 1)) * 40))
     gone = before.keys() - held(collector.disk).keys()
     assert 0 < len(gone) <= len(before) / 4, f"{len(gone)} of {len(before)} readings evicted for a disk that evicting does not help"
+
+
+@pytest.mark.parametrize("free", [0, 3 * PAGE])
+def test_a_disk_filled_to_the_last_byte_is_written_round(free):
+    script = Script(10**9, JOURNAL, (("live", 2), ("roll", 1)) * 6)  # nothing is sealed: only journals can go, and only what `last` holds
+    collector = lived(script)
+    for nonce in (2, 3):
+        collector = Collector(collector.disk.after_kill(), script, collector.book, nonce, 0)
+        collector.run(script)
+    calls = collector.disk.calls
+    calls.capacity = calls.used() + free
+    collector.run(Script(10**9, JOURNAL, (("live", 2), ("roll", 1)) * 40))
+    seen, state = held(collector.disk), collector.ring.state
+    assert state is not None and state.lost == ()
+    expected = {(e.generation, e.first_seq + i): v for e in collector.book.entries for i, v in enumerate(e.values)}
+    assert all(seen[place] == v for place, v in expected.items() if place >= state.low)

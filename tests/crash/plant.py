@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, replace
 
+from buffer import limits
 from buffer.errors import CorruptError, StorageFault
 from buffer.ring import Instant, Ring, RingOptions
 from tests.crash.toys import STREAM, TABLES, TOY, columns_of, seal, tag_of
@@ -26,6 +27,11 @@ HOUR_NS = 3_600 * 10**9
 def message(number: int) -> tuple[int, ...]:
     """Return the readings of a message, 0 to 3 of them."""
     return tuple(range(number * 4, number * 4 + (number * 7 + number // 3) % 4))
+
+
+def place(number: int) -> bytes:
+    """Return the position behind a message. Every other one is long, so that its block takes two sectors and can be torn inside its payload."""
+    return number.to_bytes(limits.POSITION_BYTES_MAX if number % 2 else 4, "big")
 
 
 def history(gap: int) -> tuple[int, ...]:
@@ -194,7 +200,7 @@ class Collector:
         for _ in range(how):
             number = facts.position + 1
             some = message(number)
-            self.ring.append(columns_of(some), 0, number.to_bytes(4, "big"))
+            self.ring.append(columns_of(some), 0, place(number))
             facts, values = facts.live(number, some), values + some
         self._commit(values, facts)
 
@@ -203,13 +209,13 @@ class Collector:
         facts, values, book = self.facts, (), self.book
         if how % 2:
             values = message(facts.position + 1)
-            self.ring.append(columns_of(values), 0, (facts.position + 1).to_bytes(4, "big"))
+            self.ring.append(columns_of(values), 0, place(facts.position + 1))
             facts = facts.live(facts.position + 1, values)
         book.gaps += 1
         facts = replace(facts, gaps=(*facts.gaps, GapFacts(book.gaps, 0, facts.last)))
         number = facts.position + 1
         some = message(number)
-        self.ring.append(columns_of(some), 0, number.to_bytes(4, "big"), Change("open", from_ns=book.gaps))
+        self.ring.append(columns_of(some), 0, place(number), Change("open", from_ns=book.gaps))
         self._commit(values + some, facts.live(number, some))
 
     def _do_fill(self, how: int) -> None:
@@ -228,7 +234,7 @@ class Collector:
         facts = replace(facts, gaps=tuple(g for g in gaps if g.progress < HISTORY))
         live = message(facts.position + 1) if how % 3 else ()
         if how % 3:
-            self.ring.append(columns_of(live), 0, (facts.position + 1).to_bytes(4, "big"))
+            self.ring.append(columns_of(live), 0, place(facts.position + 1))
             facts = facts.live(facts.position + 1, live)
         self._commit(some + live, facts)
 

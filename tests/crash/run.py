@@ -1,7 +1,7 @@
 """python -m tests.crash.run [--states N] [--seed S] [--jobs J]: crash enumeration of the ring; the last line is JSON.
 
-A quarter of the states are lives searched in full (every moment, every single and every pair), three quarters a share of many more
-lives. The same arguments give the same states. `--replay NAME` brings one state back.
+A quarter of the states are lives searched in full (every moment, every single and every pair), three quarters the lives by hand and a
+share of many more lives. The same arguments give the same states. `--replay NAME` brings one state back.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ VIOLATIONS_SHOWN = 20
 
 def some(job: int, jobs: int, first_seed: int, count: int) -> tuple[int, list[tuple[str, str]]]:
     """Enumerate this job's part; return how many states, and what was broken."""
-    from tests.crash.states import states
+    from tests.crash.states import DIRECTED, states
 
     def lives(share: float, start: int) -> Iterator[tuple[str, str]]:
         return itertools.chain.from_iterable(states(seed, share) for seed in itertools.count(start + job, jobs))
 
     full = itertools.islice(lives(1.0, first_seed), count // FULL)
-    wide = itertools.islice(lives(SHARE, first_seed + 10**6), count - count // FULL)
+    by_hand = itertools.chain.from_iterable(states(-i - 1, SHARE) for i in range(job, len(DIRECTED), jobs))
+    wide = itertools.islice(itertools.chain(by_hand, lives(SHARE, first_seed + 10**6)), count - count // FULL)
     seen, bad = 0, []
     for name, broken in itertools.chain(full, wide):
         seen += 1

@@ -1,6 +1,7 @@
 """The planted defects: name, where, what becomes of which text, and which harness must turn red. Add yours here.
 
-Harnesses: `crash` (tests.crash.states), `rot` (tests.crash.rot), or a pytest node id below tests/.
+Harnesses: `crash` (tests.crash.states: many lives), `crash -N` (one life by hand, tests.crash.states.DIRECTED), `rot` (tests.crash.rot),
+or what pytest is to run. EQUIVALENT names changes that look like defects and are none, and why: nothing can turn red for them.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ CRASH = (
     M("readers read a dead generation through the cache", "buffer.reader", "self._storage.read_direct(name.path, at, n), size, first_block)", "self._storage.read(name.path, at, n), size, first_block)", "crash -3"),
     M("two copies of one block are two blocks", "buffer.recovery", "            if manifest.first_block <= self._newest_block.get(name.generation, -1):\n                continue  # a copy", "            if False:\n                continue  # a copy", "crash -2"),
     M("frames of an earlier use accepted (salt and order)", "buffer.journal", ("        if header.salt != salt:\n            raise CorruptError(\"frame of an earlier use of this file (salt)\")\n", "            if frame.manifest.first_block <= number:\n                raise CorruptError(\"frame number does not rise\", source=\"journal\", offset=offset)\n"), ("", ""), "crash -4"),
-    M("torn tail accepted", "buffer.frame", ("    if zlib.crc32(payload, zlib.crc32(cose)) != header.body_crc:\n", "    if payload_digest(payload) != manifest.payload_sha256:\n"), ("    if False:\n", "    if False:\n"), "crash"),
+    M("torn tail accepted", "buffer.frame", ("    if zlib.crc32(payload, zlib.crc32(cose)) != header.body_crc:\n", "    if payload_digest(payload) != manifest.payload_sha256:\n"), ("    if False:\n", "    if False:\n"), "crash -1"),
     M("a poisoned journal is recycled", "buffer.journals", "if pool and room and not journal.poisoned and journal", "if pool and room and journal", "crash -3"),
-    M("a journal is done though no `last` holds it", "buffer.recovery", "        if end <= name.first_seq or (name.generation, end) >= self._last_place:\n", "        if end <= name.first_seq:\n", "crash"),
+    M("a journal is done though no `last` holds it", "buffer.recovery", "        if end <= name.first_seq or (name.generation, end) >= self._last_place:\n", "        if end <= name.first_seq:\n", "crash -6"),
     M("half a segment is believed", "buffer.recovery", "            if len(endings) == 2:  #", "            if endings:  #", "crash"),
     M("a gap has the name of one of an earlier generation", "buffer.ring", "if found.state else (), (found.ordinal + 1) << 32)\n", "if found.state else (), 1)\n", "crash"),
     M("open gaps not recovered", "buffer.ring", "tuple(sorted(found.state.open_gaps)) if found.state else ()", "()", "crash"),
@@ -85,3 +86,12 @@ OTHER = (
 )
 
 MUTANTS = (*CRASH, *ROT, *OTHER)
+
+EQUIVALENT = (
+    ("what lies below low comes back at a start", "`Ring.make_room` removes what lies below the committed `low` after every commit; until then those readings are read once more, each still itself"),
+    ("salt of an earlier use accepted", "an old frame is refused by its generation or by its number, which does not rise; salt and order taken away together are a defect, and in the table"),
+    ("a journal header of another name is believed", "a file is recycled only when all in it stands in segments or below `low` and in `last`: its old blocks lie before the place of `last`, or belong to another generation, and change nothing"),
+    ("directory not synced after a journal is created", "`JournalWriter.create` syncs it again once the header is written, before anything is committed in it"),
+    ("directory not synced after the .parquet is renamed", "the .cose, published next into the same directory, syncs both names; without .cose there is no segment"),
+    ("directory not synced after an unlink", "by design: a name that comes back lies below the committed `low`, stands in a segment too, or is half a segment, and a start removes it"),
+)

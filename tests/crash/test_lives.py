@@ -68,3 +68,12 @@ def test_a_disk_filled_to_the_last_byte_is_written_round(free):
     assert state is not None and state.lost == ()
     expected = {(e.generation, e.first_seq + i): v for e in collector.book.entries for i, v in enumerate(e.values)}
     assert all(seen[place] == v for place, v in expected.items() if place >= state.low)
+
+
+def test_a_journal_whose_sync_failed_is_never_written_or_synced_again():
+    actions = (("live", 2), ("live", 2), ("roll", 1), ("live", 1), ("seal", 9), ("room", 2), *(("roll", 1), ("live", 2)) * 4)
+    log = lived(Script(10**9, JOURNAL, actions, syncs=(5,))).disk.calls.log
+    assert log is not None
+    at, inode = next((i, effect[1]) for i, effect in enumerate(log) if effect[0] == "sync_failed")
+    assert [effect for effect in log[:at] if effect[:2] == ("sync", inode)], "nothing was acknowledged in it: it went at once"
+    assert [effect for effect in log[at + 1 :] if effect[0] in ("write", "sync") and effect[1] == inode] == []

@@ -44,6 +44,7 @@ BODY_SECONDS_MAX: Final = 600  # 8 MiB at 112 kbit/s; slower links continue segm
 GATEWAY_REQUESTS_MAX: Final = 8  # bodies of one gateway under way: one live, four of backlog, some of a second uploader that replaces it
 BODIES_BYTES_MAX: Final = 512 * 1024 * 1024  # of all bodies under way: memory
 PIECE_BYTES: Final = 64 * 1024
+_PATH_SHOWN_MAX: Final = 400  # characters of a request in a log line
 REFUSED_SHOWN_MAX: Final = 64  # of gateways turned away, in the status
 REFUSED_SHOWN_NS: Final = 2 * 3_600 * 10**9  # an uploader that is turned away asks again within an hour
 
@@ -100,6 +101,9 @@ class Door:
         except StorageFault as fault:
             log.error("the landing cannot write", extra={"data": {"fault": str(fault)}})  # noqa: TRY400 -- logged where it happened
             answer = Answer(wire.CANNOT_STORE)
+        except Exception:  # ours: the sender tries again later, and the log says what happened
+            log.exception("defect", extra={"data": {"peer": request.remote, "request": request.raw_path[:_PATH_SHOWN_MAX]}})
+            answer = Answer(wire.DEFECT)
         finally:
             self._busy.discard(connection)
             self._seen[connection] = self._runtime.monotonic_ns()
@@ -119,12 +123,17 @@ class Door:
         most = wire.STATUS_BYTES_MAX if isinstance(target, wire.StatusTarget) else limits.PUT_BYTES_MAX
         if length > most:
             raise _NoAnswer(wire.TOO_LARGE, f"{length} bytes; at most {most}")
+        memory = length
+        if isinstance(target, wire.FramesTarget) and target.offset is not None:
+            memory = target.length or 0  # what came before is held too
+            if not 0 < memory <= limits.PUT_BYTES_MAX:
+                raise _NoAnswer(wire.BAD_REQUEST, "a frame of this length does not exist")
         if self._under_way[policy.id] >= GATEWAY_REQUESTS_MAX:
             raise _NoAnswer(wire.TOO_FAST, f"more than {GATEWAY_REQUESTS_MAX} requests of {policy.id} at a time")
-        if self._body_bytes + length > BODIES_BYTES_MAX:
+        if self._body_bytes + memory > BODIES_BYTES_MAX:
             raise _NoAnswer(wire.CANNOT_STORE, "too many bodies under way")
         self._under_way[policy.id] += 1
-        self._body_bytes += length
+        self._body_bytes += memory
         try:
             if isinstance(target, wire.FramesTarget) and target.offset is not None:
                 return await self._continued(request, policy, target, length)
@@ -132,7 +141,7 @@ class Door:
             return await self._receiver.put(policy, target, body)
         finally:
             self._under_way[policy.id] -= 1
-            self._body_bytes -= length
+            self._body_bytes -= memory
 
     def _who(self, request: web.BaseRequest) -> GatewayPolicy:
         tls = request.transport.get_extra_info("ssl_object") if request.transport else None
@@ -184,30 +193,33 @@ class Door:
             raise _NoAnswer(wire.BAD_REQUEST, f"the connection broke after {got} of {length} bytes") from error
 
     async def _continued(self, request: web.BaseRequest, policy: GatewayPolicy, target: FramesTarget, length: int) -> Answer:
-        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle."""
+        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle, or the disk is full at the end."""
         receiver, offset, now_ns = self._receiver, target.offset or 0, self._runtime.wall_ns()
         if not allows(policy, target.stream):
             return receiver.refusal(target, Refusal.WRONG_STREAM)
-        if not 0 < (target.length or 0) <= limits.PUT_BYTES_MAX:
-            raise _NoAnswer(wire.BAD_REQUEST, "a frame of this length does not exist")
+        pieces = self._pieces(request, policy, length)
         held = self._partials.held(target, now_ns)
         if offset > held or not length:
+            await _read_out(pieces)  # an answer before the end of a body may be lost with the connection
             return receiver.partly(target, held)
-        try:
-            async for piece in self._pieces(request, policy, length):
-                self._partials.add(target, offset, piece, now_ns)
-                offset += len(piece)
-        except Missing as missing:
-            return Answer(wire.MISSING_OBJECTS, wire.format_missing(missing.objects, missing.keys))
-        except Refused as refused:
-            return receiver.refusal(target, refused.reason, refused.last)
-        whole = self._partials.take_whole(target)
-        if whole is None:
-            return receiver.partly(target, self._partials.held(target, now_ns))
-        answer = await receiver.put(policy, target, whole)
-        if answer.status != wire.OK:
-            self._partials.add(target, 0, whole, now_ns)  # an object is missing, or the disk is full: the bytes stay
-        return answer
+        with self._partials.sending(target, now_ns) as one:
+            try:
+                async for piece in pieces:
+                    one.add(offset, piece)
+                    offset += len(piece)
+            except (Missing, Refused) as refused:
+                self._partials.forget(one)
+                log.warning("a piece is not taken", extra={"data": {"gateway": policy.id, "stream": target.stream, "why": str(refused)}})
+                await _read_out(pieces)
+                if isinstance(refused, Missing):
+                    return Answer(wire.MISSING_OBJECTS, wire.format_missing(refused.objects, refused.keys))
+                return receiver.refusal(target, refused.reason, refused.last)
+            if not one.whole:
+                return receiver.partly(target, len(one.data))
+            answer = await receiver.put(policy, target, memoryview(one.data).toreadonly())
+            if answer.status == wire.OK:  # else an object is missing, or the disk is full: the bytes stay
+                self._partials.forget(one)
+            return answer
 
     # ---- connections ----
 
@@ -265,6 +277,12 @@ class Listening:
 class _Refusing(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+async def _read_out(pieces: AsyncIterator[bytes]) -> None:
+    """Read the rest of a body and forget it, under the same limits."""
+    async for _ in pieces:
+        pass
 
 
 def _length(request: web.BaseRequest) -> int:

@@ -29,7 +29,7 @@ from gateway.wire import request as wire
 from gateway.wire.receipt import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Callable
 
     from gateway.runtime import Runtime
     from gateway.settings import GatewayPolicy
@@ -43,7 +43,6 @@ PAUSE_SECONDS_MAX: Final = 30  # between two pieces of a body
 BODY_SECONDS_MAX: Final = 600  # 8 MiB at 112 kbit/s; slower links continue segments by offset
 GATEWAY_REQUESTS_MAX: Final = 8  # bodies of one gateway under way: one live, four of backlog, some of a second uploader that replaces it
 BODIES_BYTES_MAX: Final = 512 * 1024 * 1024  # of all bodies under way: memory
-PIECE_BYTES: Final = 64 * 1024
 _PATH_SHOWN_MAX: Final = 400  # characters of a request in a log line
 REFUSED_SHOWN_MAX: Final = 64  # of gateways turned away, in the status
 REFUSED_SHOWN_NS: Final = 2 * 3_600 * 10**9  # an uploader that is turned away asks again within an hour
@@ -137,8 +136,9 @@ class Door:
         try:
             if isinstance(target, wire.FramesTarget) and target.offset is not None:
                 return await self._continued(request, policy, target, length)
-            body = b"".join([piece async for piece in self._pieces(request, policy, length)])
-            return await self._receiver.put(policy, target, body)
+            body: list[bytes] = []
+            await self._read(request, policy, length, body.append)
+            return await self._receiver.put(policy, target, b"".join(body))
         finally:
             self._under_way[policy.id] -= 1
             self._body_bytes -= memory
@@ -158,9 +158,7 @@ class Door:
             raise self._turned_away(f"gateway {identity.gateway!r} is not in receiver.toml: add a [[gateway]] with this id", now_ns)
         if self.refused:
             self.refused = {said: at for said, at in self.refused.items() if not said.startswith(f"gateway {policy.id}:")}
-        ends = tls.getpeercert() if tls else None
-        if ends and "notAfter" in ends:
-            self.certificates[policy.id] = ssl.cert_time_to_seconds(ends["notAfter"]) * 10**9
+        self.certificates[policy.id] = identity.ends_ns
         if identity.expired:
             self.expired[policy.id] = now_ns
         else:
@@ -172,47 +170,58 @@ class Door:
         self.refused = {said: at for said, at in [*self.refused.items(), (why, now_ns)][-REFUSED_SHOWN_MAX:] if now_ns - at < REFUSED_SHOWN_NS}
         return _NoAnswer(wire.FORBIDDEN, why)
 
-    async def _pieces(self, request: web.BaseRequest, policy: GatewayPolicy, length: int) -> AsyncIterator[bytes]:
-        """Yield the body, counted here and paced to the gateway's rate."""
-        got, until = 0, self._runtime.monotonic_ns() + int(self._timing.body * 1e9)
+    async def _read(self, request: web.BaseRequest, policy: GatewayPolicy, length: int, take: Callable[[bytes], None]) -> None:
+        """Hand the body to `take` as it comes, counted here and paced to the gateway's rate."""
+        loop, bucket, got = asyncio.get_running_loop(), self._buckets[policy.id], 0
+        until = loop.time() + self._timing.body
         try:
-            while got < length:
-                left = (until - self._runtime.monotonic_ns()) / 1e9
-                async with asyncio.timeout(min(self._timing.pause, left)):
-                    piece = await request.content.read(min(PIECE_BYTES, length - got))
-                if not piece:
-                    raise _NoAnswer(wire.BAD_REQUEST, f"the body ends after {got} of {length} bytes")
-                got += len(piece)
-                wait_ns = self._buckets[policy.id].take(len(piece), self._runtime.monotonic_ns())
-                if wait_ns > 0:
-                    await self._runtime.sleep(wait_ns / 1e9)
-                yield piece
+            async with asyncio.timeout(None) as timer:  # one for all pieces: making one costs as much as deciphering a piece
+                while got < length:
+                    timer.reschedule(min(until, loop.time() + self._timing.pause))
+                    piece = await request.content.readany()
+                    if not piece:
+                        raise _NoAnswer(wire.BAD_REQUEST, f"the body ends after {got} of {length} bytes")
+                    got += len(piece)
+                    wait_ns = bucket.take(len(piece), self._runtime.monotonic_ns())
+                    if wait_ns > 0:
+                        timer.reschedule(None)
+                        await self._runtime.sleep(wait_ns / 1e9)
+                    take(piece)
         except TimeoutError:
             raise _NoAnswer(wire.BAD_REQUEST, f"the body came too slowly: {got} of {length} bytes") from None
         except (ConnectionError, web.RequestPayloadError) as error:
             raise _NoAnswer(wire.BAD_REQUEST, f"the connection broke after {got} of {length} bytes") from error
 
     async def _continued(self, request: web.BaseRequest, policy: GatewayPolicy, target: FramesTarget, length: int) -> Answer:
-        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle, or the disk is full at the end."""
+        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle, or the disk is full at the end.
+
+        What is not taken is read all the same: an answer before the end of a body may be lost with the connection.
+        """
         receiver, offset, now_ns = self._receiver, target.offset or 0, self._runtime.wall_ns()
         if not allows(policy, target.stream):
             return receiver.refusal(target, Refusal.WRONG_STREAM)
-        pieces = self._pieces(request, policy, length)
         held = self._partials.held(target, now_ns)
         if offset > held or not length:
-            await _read_out(pieces)  # an answer before the end of a body may be lost with the connection
+            await self._read(request, policy, length, lambda _: None)
             return receiver.partly(target, held)
         with self._partials.sending(target, now_ns) as one:
-            try:
-                async for piece in pieces:
-                    one.add(offset, piece)
-                    offset += len(piece)
-            except (Missing, Refused) as refused:
-                self._partials.forget(one)
-                log.warning("a piece is not taken", extra={"data": {"gateway": policy.id, "stream": target.stream, "why": str(refused)}})
-                await _read_out(pieces)
-                if isinstance(refused, Missing):
-                    return Answer(wire.MISSING_OBJECTS, wire.format_missing(refused.objects, refused.keys))
+            refused: Missing | Refused | None = None
+
+            def take(piece: bytes) -> None:
+                nonlocal offset, refused
+                try:
+                    if refused is None:
+                        one.add(offset, piece)
+                except (Missing, Refused) as error:
+                    refused = error
+                    self._partials.forget(one)
+                    log.warning("a piece is not taken", extra={"data": {"gateway": policy.id, "stream": target.stream, "why": str(error)}})
+                offset += len(piece)
+
+            await self._read(request, policy, length, take)
+            if isinstance(refused, Missing):
+                return Answer(wire.MISSING_OBJECTS, wire.format_missing(refused.objects, refused.keys))
+            if refused is not None:
                 return receiver.refusal(target, refused.reason, refused.last)
             if not one.whole:
                 return receiver.partly(target, len(one.data))
@@ -277,12 +286,6 @@ class Listening:
 class _Refusing(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
-
-
-async def _read_out(pieces: AsyncIterator[bytes]) -> None:
-    """Read the rest of a body and forget it, under the same limits."""
-    async for _ in pieces:
-        pass
 
 
 def _length(request: web.BaseRequest) -> int:

@@ -11,7 +11,8 @@ import datetime as dt
 import ipaddress
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -299,6 +300,16 @@ class ClientIdentity:
     gateway: str
     serial: int
     expired: bool
+    ends_ns: int = field(default=0, compare=False)  # since 1970
+
+
+@lru_cache(maxsize=1024)  # a gateway shows the same one with every request
+def _client_certificate(der: bytes) -> tuple[str, int, dt.datetime, dt.datetime]:
+    """Return gateway (empty: none), serial number and when it begins and ends."""
+    certificate = x509.load_der_x509_certificate(der)
+    uris = _uris(certificate.extensions)
+    gateway = uris[0].removeprefix(GATEWAY_URN) if len(uris) == 1 and uris[0].startswith(GATEWAY_URN) else ""
+    return gateway, certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def identify_client(
@@ -307,22 +318,19 @@ def identify_client(
     """Return the identity in a certificate whose chain TLS has checked (its times not); raise TrustError if revoked, out of its
     time, or nameless."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        uris = _uris(certificate.extensions)
+        gateway, serial, begin, end = _client_certificate(der)
     except (ValueError, x509.ExtensionNotFound) as error:
         raise TrustError(f"client certificate names no gateway: {error}", "Sign it with `ebbgate ca sign`.") from None
-    gateway = uris[0].removeprefix(GATEWAY_URN) if len(uris) == 1 and uris[0].startswith(GATEWAY_URN) else ""
     if not re.fullmatch(limits.ID_PATTERN, gateway) or ".." in gateway:
         raise TrustError("client certificate names no gateway", "Sign it with `ebbgate ca sign`.")
-    if certificate.serial_number in revoked:
-        raise TrustError(f"gateway {gateway}: its certificate {certificate.serial_number:x} is revoked", "Enrol the gateway again if it is yours.")
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if serial in revoked:
+        raise TrustError(f"gateway {gateway}: its certificate {serial:x} is revoked", "Enrol the gateway again if it is yours.")
     if now < begin:
         raise TrustError(f"gateway {gateway}: its certificate begins {begin:%Y-%m-%d %H:%M} UTC, which is not yet", "Set the receiver's clock.")
     if now > end + grace:
         what = f"gateway {gateway}: its certificate expired on {end:%Y-%m-%d}, the grace of {grace.days} days is over"
         raise TrustError(what, "On the gateway: ebbgate identity renew, or ebbgate enroll with a new code.")
-    return ClientIdentity(gateway, certificate.serial_number, now > end)
+    return ClientIdentity(gateway, serial, now > end, int(end.timestamp()) * 10**9)
 
 
 def server_names(certificate: Path) -> list[str]:

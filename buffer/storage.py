@@ -80,7 +80,7 @@ class Storage(ReadStorage, Protocol):
         ...
 
     def publish_together(self, files: Sequence[tuple[str, bytes | memoryview]]) -> None:
-        """Publish several files, each in one step, all durable on return: a directory is synced once. Raise StorageFault: any of them may be there."""
+        """Publish several files, each in one step, all durable on return: a directory is synced once. StorageFault: any may be there."""
         ...
 
     def adopt(self, temporary: str, path: str) -> None:

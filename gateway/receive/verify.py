@@ -110,7 +110,7 @@ def segment_head(target: FramesTarget, data: bytes | bytearray, keys: KeyRing) -
     if len(data) < HEADER_BYTES:
         return None
     try:
-        header = parse_header(data)
+        header = parse_header(bytes(data[:HEADER_BYTES]))
         end = HEADER_BYTES + header.cose_bytes
         if len(data) < end:
             return None

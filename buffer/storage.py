@@ -361,9 +361,7 @@ def remove_file(path: Path) -> None:
         _sync_directory(os, str(path.parent))
 
 
-def _publish(
-    system: System, path: str, chunks: Iterable[bytes | memoryview], *, durable: bool, mode: int | None = FILE_MODE, sync_name: bool = True
-) -> None:
+def _publish(system: System, path: str, chunks: Iterable[bytes | memoryview], *, durable: bool, mode: int | None, sync_name: bool = True) -> None:
     """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")

@@ -23,7 +23,8 @@ from gateway.lanes import TokenBucket
 from gateway.receive.partial import Partials
 from gateway.receive.receiver import Answer, Receiver, allows
 from gateway.receive.verify import Missing, Refused
-from gateway.trust.certs import GRACE_DAYS, identify_client
+from gateway.trust.certs import GRACE_DAYS
+from gateway.trust.clients import identify_client
 from gateway.trust.revocations import Revocations
 from gateway.wire import request as wire
 from gateway.wire.receipt import Refusal

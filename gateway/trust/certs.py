@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import re
 import ssl
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
@@ -21,7 +19,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from buffer import limits
 from buffer.storage import publish_file
 from gateway.errors import TrustError
 from gateway.trust.keys import KeySigner, read_private_bytes, write_private
@@ -204,7 +201,7 @@ def _checked_request(request_pem: bytes) -> tuple[x509.CertificateSigningRequest
     return request, names
 
 
-def _uris(extensions: x509.Extensions) -> list[str]:
+def uris_of(extensions: x509.Extensions) -> list[str]:
     return extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.UniformResourceIdentifier)
 
 
@@ -291,46 +288,6 @@ def create_application_certificate(certificate: Path, key: Path, application_uri
 
 
 # ---- verdicts ----
-
-
-@dataclass(frozen=True, slots=True)
-class ClientIdentity:
-    """Who a TLS client certificate says it is. expired: past its end, within the grace."""
-
-    gateway: str
-    serial: int
-    expired: bool
-    ends_ns: int = field(default=0, compare=False)  # since 1970
-
-
-@lru_cache(maxsize=1024)  # a gateway shows the same one with every request
-def _client_certificate(der: bytes) -> tuple[str, int, dt.datetime, dt.datetime]:
-    """Return gateway (empty: none), serial number and when it begins and ends."""
-    certificate = x509.load_der_x509_certificate(der)
-    uris = _uris(certificate.extensions)
-    gateway = uris[0].removeprefix(GATEWAY_URN) if len(uris) == 1 and uris[0].startswith(GATEWAY_URN) else ""
-    return gateway, certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
-
-
-def identify_client(
-    der: bytes, now: dt.datetime, revoked: frozenset[int], grace: dt.timedelta = dt.timedelta(days=GRACE_DAYS)
-) -> ClientIdentity:
-    """Return the identity in a certificate whose chain TLS has checked (its times not); raise TrustError if revoked, out of its
-    time, or nameless."""
-    try:
-        gateway, serial, begin, end = _client_certificate(der)
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise TrustError(f"client certificate names no gateway: {error}", "Sign it with `ebbgate ca sign`.") from None
-    if not re.fullmatch(limits.ID_PATTERN, gateway) or ".." in gateway:
-        raise TrustError("client certificate names no gateway", "Sign it with `ebbgate ca sign`.")
-    if serial in revoked:
-        raise TrustError(f"gateway {gateway}: its certificate {serial:x} is revoked", "Enrol the gateway again if it is yours.")
-    if now < begin:
-        raise TrustError(f"gateway {gateway}: its certificate begins {begin:%Y-%m-%d %H:%M} UTC, which is not yet", "Set the receiver's clock.")
-    if now > end + grace:
-        what = f"gateway {gateway}: its certificate expired on {end:%Y-%m-%d}, the grace of {grace.days} days is over"
-        raise TrustError(what, "On the gateway: ebbgate identity renew, or ebbgate enroll with a new code.")
-    return ClientIdentity(gateway, serial, now > end, int(end.timestamp()) * 10**9)
 
 
 def server_names(certificate: Path) -> list[str]:

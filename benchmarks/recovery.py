@@ -64,12 +64,17 @@ def run_open(root: Path, readings: int) -> Sample:
     """Start once in a process of its own."""
     out = subprocess.run([sys.executable, "-m", "benchmarks.recovery", "--open", str(root)], capture_output=True, text=True, check=True).stdout
     facts: dict[str, Any] = json.loads(out)
-    return Sample(readings, facts["wall_s"], facts["cpu_s"], {"mib": facts["mib"], "held": facts["held"]})
+    return Sample(readings, facts["wall_s"], facts["cpu_s"], {key: facts[key] for key in ("mib", "held", "queued_s")})
 
 
 def peak_kib() -> int:
     """Return the peak resident memory of this process since it was forgotten last (proc(5), status)."""
     return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")).split()[1])
+
+
+def run_queue_s() -> float:
+    """Return how long this thread has waited for a processor that others were using (kernel documentation, sched-stats)."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
 def open_once(root: Path) -> None:
@@ -82,9 +87,9 @@ def open_once(root: Path) -> None:
     real = ring_module.open
 
     def timed(*arguments: Any) -> Any:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu, queued = time.perf_counter(), time.process_time(), run_queue_s()
         ring = real(*arguments)
-        facts.update(wall_s=time.perf_counter() - wall, cpu_s=time.process_time() - cpu)
+        facts.update(wall_s=time.perf_counter() - wall, cpu_s=time.process_time() - cpu, queued_s=run_queue_s() - queued)
         facts.update(mib=(peak_kib() - before) / 1024)
         return ring
 
@@ -127,7 +132,7 @@ def run(report: Report) -> None:
         samples = result[str(n)]
         report.add(
             f"{n}", median(samples, lambda s: s.wall_s), "s", goal=goal, cpu_s=median(samples, lambda s: s.cpu_s),
-            readings_held=median(samples, lambda s: s.extra["held"]), journal_readings=options.size(JOURNAL_BLOCKS, 5) * 1_000,
+            waited_for_a_processor_s=median(samples, lambda s: s.extra["queued_s"]), readings_held=median(samples, lambda s: s.extra["held"]), journal_readings=options.size(JOURNAL_BLOCKS, 5) * 1_000,
             peer_note=f"SQLite quick_check and count of {readings} readings: {median(result['SQLite'], lambda s: s.wall_s):.3f} s",
         )  # fmt: skip
         mib = median(samples, lambda s: s.extra["mib"])

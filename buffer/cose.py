@@ -11,6 +11,7 @@ that is not exactly what we would have written is refused, so one content has on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, Final, Protocol
 
@@ -100,9 +101,14 @@ def sign1(signer: Signer, payload: bytes) -> bytes:
     return signed(signer, payload)[0]
 
 
+@lru_cache(maxsize=16)  # a process signs with one key, two where it rotates
+def _protected(algorithm: int, key_id: bytes) -> bytes:
+    return encode_cbor({1: algorithm, 4: key_id})
+
+
 def signed(signer: Signer, payload: bytes) -> tuple[bytes, Sign1]:
     """Return a COSE_Sign1 message over `payload`, and its parts as `parse_sign1` would find them."""
-    protected = encode_cbor({1: signer.algorithm, 4: signer.key_id})
+    protected = _protected(signer.algorithm, signer.key_id)
     covered = to_be_signed(protected, payload)
     signature = signer.sign(covered)
     message = encode_cbor(cbor2.CBORTag(_TAG_SIGN1, [protected, {}, payload, signature]))

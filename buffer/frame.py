@@ -74,6 +74,7 @@ class Frame:
     sign1: Sign1
     cose: bytes
     payload: bytes | memoryview
+    crc: int | None = None  # of COSE_Sign1 and payload, where it was taken already
 
     def verified(self, verifier: Verifier) -> Frame:
         """Return itself, or raise SignatureError."""
@@ -82,12 +83,17 @@ class Frame:
 
     def wire(self) -> bytes:
         """Return the frame as it travels: salt 0, no padding."""
-        return encode_header(self.manifest, self.cose, self.payload, salt=0) + self.cose + bytes(self.payload)
+        return b"".join((self.header(), self.cose, self.payload))
+
+    def header(self, salt: int = 0) -> bytes:
+        """Return the 40 bytes before it in a file with this salt (0: on the wire)."""
+        return encode_header(self.manifest, self.cose, self.payload, salt, self.crc)
 
 
-def encode_header(manifest: Manifest, cose: bytes, payload: bytes | memoryview, salt: int) -> bytes:
-    """Return the 40 bytes that precede `cose` and `payload` in a file with this salt (0: on the wire)."""
-    crc = zlib.crc32(payload, zlib.crc32(cose))
+def encode_header(manifest: Manifest, cose: bytes, payload: bytes | memoryview, salt: int, crc: int | None = None) -> bytes:
+    """Return the 40 bytes that precede `cose` and `payload` in a file with this salt (0: on the wire). crc: theirs, if it is known."""
+    if crc is None:
+        crc = zlib.crc32(payload, zlib.crc32(cose))
     head = _HEADER.pack(MAGIC, VERSION, manifest.kind, 0, salt, manifest.first_block, len(cose), len(payload), crc)
     return head + struct.pack("<I", zlib.crc32(head))
 
@@ -132,7 +138,7 @@ def parse_body(header: Header, cose: bytes, payload: bytes | memoryview) -> Fram
         raise CorruptError("frame header and signed manifest contradict each other")
     if payload_digest(payload) != manifest.payload_sha256:
         raise CorruptError("payload does not match the signed digest")
-    return Frame(manifest, parsed, cose, payload)
+    return Frame(manifest, parsed, cose, payload, header.body_crc)
 
 
 def parse_frame(data: bytes | memoryview) -> Frame:

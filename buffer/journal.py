@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from buffer import limits
 from buffer.errors import CorruptError, StorageFault, invariant
-from buffer.frame import HEADER_BYTES, Frame, Header, encode_header, parse_body, parse_header
+from buffer.frame import HEADER_BYTES, MAGIC, Frame, Header, encode_header, parse_body, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,6 +240,8 @@ def look_ahead(read: Read, start: int, salt: int, number: int, size_bytes: int) 
     for at in range(start, size_bytes, READ_CHUNK_BYTES):
         chunk = read(at, min(READ_CHUNK_BYTES, size_bytes - at)) or b""
         for inside in range(0, len(chunk) - HEADER_BYTES + 1, PAGE):
+            if not chunk.startswith(MAGIC, inside):
+                continue  # nearly every page: of zeros, or the middle of a frame
             header = _header_at(chunk, inside)
             if header is not None and header.salt == salt and header.number > number:
                 return at + inside

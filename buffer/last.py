@@ -33,7 +33,7 @@ import numpy as np
 from buffer import limits
 from buffer.cose import decode_cbor, encode_cbor
 from buffer.errors import CorruptError
-from buffer.types import Flag, Kind
+from buffer.types import Flag, Kind, concat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +50,8 @@ _ROW: Final = np.dtype(
 )
 _NOT_YET: Final = np.iinfo(np.int64).min
 _NO_SOURCE: Final = -1
+_WAITING_MAX: Final = 32_768  # readings whose place among the newest is found together: a commit of a few costs no more than a note
+_WAITING_TEXT_CHARS_MAX: Final = 256 * 1024  # of their texts: memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _grown(data: NDArray[Any], size: int, value: Any) -> NDArray[Any]:  # noqa: 
 
 @dataclass(slots=True)
 class LastState:
-    """Rows by tag number, so that a commit of a thousand readings costs microseconds.
+    """Rows by tag number, so that a commit of a thousand readings costs microseconds; readings are looked through many commits at a time.
 
     `known` may be called while another thread is in `apply`; everything else has one caller at a time.
     """
@@ -142,6 +144,9 @@ class LastState:
     _present: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     _source_of: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: list[Columns] = field(default_factory=list)  # live readings not yet among the rows; the same gaps and table hold for all
+    _waiting_readings: int = 0
+    _waiting_chars: int = 0
 
     def use_table(self, table: TagTable) -> None:
         """Learn which tag belongs to which source; later blocks name this table."""
@@ -153,6 +158,7 @@ class LastState:
         by_tag = np.full(max(source_of, default=-1) + 1, _NO_SOURCE, np.int32)
         by_tag[list(source_of)] = list(source_of.values())
         with self._lock:
+            self._settle()
             self._source_of = by_tag
 
     def apply(self, manifest: Manifest, columns: Columns | None) -> None:
@@ -175,11 +181,28 @@ class LastState:
     def _readings(self, columns: Columns | None, fill: tuple[int, bytes] | None) -> None:
         if fill is None:
             if columns is not None and len(columns):
-                self._live(columns)
+                self._wait(columns)
         elif fill[0] in self.gaps:
             self.gaps[fill[0]].progress = fill[1]
 
+    def _wait(self, columns: Columns) -> None:
+        self._waiting.append(columns)
+        self._waiting_readings += len(columns)
+        self._waiting_chars += sum(map(len, columns.texts))
+        if self._waiting_readings >= _WAITING_MAX or self._waiting_chars >= _WAITING_TEXT_CHARS_MAX:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Bring what waits into the rows. Before anybody looks, and before gaps or sources change."""
+        if self._waiting:
+            columns, self._waiting = concat(self._waiting), []
+            self._waiting_readings = self._waiting_chars = 0
+            self._live(columns)
+
     def _gaps(self, now_open: tuple[OpenGap, ...]) -> None:
+        if [gap.id for gap in now_open] == list(self.gaps):
+            return
+        self._settle()
         for gap in now_open:
             if gap.id not in self.gaps:
                 first_live = np.full(len(self._source_of), _NOT_YET, np.int64)
@@ -238,18 +261,23 @@ class LastState:
     def known(self, source: int) -> Known:
         """Return the committed state of one source."""
         with self._lock:
+            self._settle()
             mine = sorted((g for g in self.gaps.values() if g.source == source), key=lambda g: g.id)
             gaps = tuple(Gap(g.id, g.from_ns, g.progress, g.last, g.firsts()) for g in mine)
             return Known(self.positions.get(source), self._of_source(source), gaps)
 
     def tags(self) -> Readings:
         """Return the newest reading of every tag that has one."""
-        return self._copy(np.flatnonzero(self._present))
+        with self._lock:
+            self._settle()
+            return self._copy(np.flatnonzero(self._present))
 
     def tag(self, number: int) -> Reading | None:
         """Return the newest live reading of a tag, or None."""
-        present = number < len(self._present) and self._present[number]
-        return self._copy(np.array([number]))[number] if present else None
+        with self._lock:
+            self._settle()
+            present = number < len(self._present) and self._present[number]
+            return self._copy(np.array([number]))[number] if present else None
 
 
 # ---- the file ----
@@ -257,7 +285,7 @@ class LastState:
 
 def encode_last(state: LastState, generation: int, seq: int, block: int) -> bytes:
     """Return the file."""
-    every = state.tags()
+    every = state.tags()  # and with it, all that waited
     gaps = [
         [g.id, g.source, g.from_ns, g.progress, g.last.rows.tobytes(), dict(g.last.texts), g.firsts()]
         for g in sorted(state.gaps.values(), key=lambda g: g.id)

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 MEMORY_BYTES_MAX: Final = 3 * 1024**3  # address space; a million readings peak near 0.5 GB resident
 NICE: Final = 19
 NS_PER_US: Final = 1000
-PAGE_BYTES: Final = 4 * 1024 * 1024  # zstandard forgets at the end of a page: tags that share their stamps must stand in one
+# zstandard forgets at the end of a page: tags that share their stamps must stand in one. With pages of 1, 2 and 4 MiB the synthetic plant takes
+# 1.98, 1.67 and 1.54 bytes per reading; one tag and one hour cost 57, 70 and 78 ms of CPU. The ring lasts a quarter longer, so 4.
+PAGE_BYTES: Final = 4 * 1024 * 1024
 _COMPRESSION: Final[dict[str, Any]] = {
     "compression": "zstd", "compression_level": 3, "data_page_size": PAGE_BYTES, "max_rows_per_page": limits.SEGMENT_READINGS_MAX,
 }  # fmt: skip

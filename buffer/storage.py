@@ -79,6 +79,10 @@ class Storage(ReadStorage, Protocol):
         """Make or replace a file in one step: temporary file, write, fsync, rename, directory synced."""
         ...
 
+    def publish_together(self, files: Sequence[tuple[str, bytes | memoryview]]) -> None:
+        """Publish several files, each in one step, all durable on return: a directory is synced once. StorageFault: any may be there."""
+        ...
+
     def adopt(self, temporary: str, path: str) -> None:
         """Publish a file somebody else wrote in this store: fsync, rename, directory synced."""
         ...
@@ -277,6 +281,13 @@ class PosixStorage(PosixReadStorage):
         with _faults(path):
             _publish(self._os, self._at(path), chunks, durable=True, mode=self._file_mode)
 
+    def publish_together(self, files: Sequence[tuple[str, bytes | memoryview]]) -> None:
+        for path, data in files:
+            with _faults(path):
+                _publish(self._os, self._at(path), [data], durable=True, mode=self._file_mode, sync_name=False)
+        for directory in sorted({os.path.dirname(path) for path, _ in files}):
+            self.fsync_dir(directory)
+
     def adopt(self, temporary: str, path: str) -> None:
         self.sync_file(temporary)
         with _faults(path):
@@ -350,7 +361,7 @@ def remove_file(path: Path) -> None:
         _sync_directory(os, str(path.parent))
 
 
-def _publish(system: System, path: str, chunks: Iterable[bytes], *, durable: bool, mode: int | None = FILE_MODE) -> None:
+def _publish(system: System, path: str, chunks: Iterable[bytes | memoryview], *, durable: bool, mode: int | None, sync_name: bool = True) -> None:
     """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")
@@ -370,7 +381,7 @@ def _publish(system: System, path: str, chunks: Iterable[bytes], *, durable: boo
         with contextlib.suppress(OSError):
             system.unlink(temporary)
         raise
-    if durable:
+    if durable and sync_name:
         _sync_directory(system, directory)
 
 

@@ -34,7 +34,7 @@ class System(Protocol):
     def posix_fadvise(self, fd: int, offset: int, length: int, advice: int, /) -> None: ...  # noqa: D102
 
 
-def write_all(system: System, fd: int, data: bytes) -> None:
+def write_all(system: System, fd: int, data: bytes | memoryview) -> None:
     """Write all of it where the file stands."""
     view = memoryview(data)
     while view:

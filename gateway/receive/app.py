@@ -23,13 +23,14 @@ from gateway.lanes import TokenBucket
 from gateway.receive.partial import Partials
 from gateway.receive.receiver import Answer, Receiver, allows
 from gateway.receive.verify import Missing, Refused
-from gateway.trust.certs import GRACE_DAYS, identify_client
+from gateway.trust.certs import GRACE_DAYS
+from gateway.trust.clients import identify_client
 from gateway.trust.revocations import Revocations
 from gateway.wire import request as wire
 from gateway.wire.receipt import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Callable
 
     from gateway.runtime import Runtime
     from gateway.settings import GatewayPolicy
@@ -43,7 +44,7 @@ PAUSE_SECONDS_MAX: Final = 30  # between two pieces of a body
 BODY_SECONDS_MAX: Final = 600  # 8 MiB at 112 kbit/s; slower links continue segments by offset
 GATEWAY_REQUESTS_MAX: Final = 8  # bodies of one gateway under way: one live, four of backlog, some of a second uploader that replaces it
 BODIES_BYTES_MAX: Final = 512 * 1024 * 1024  # of all bodies under way: memory
-PIECE_BYTES: Final = 64 * 1024
+_PATH_SHOWN_MAX: Final = 400  # characters of a request in a log line
 REFUSED_SHOWN_MAX: Final = 64  # of gateways turned away, in the status
 REFUSED_SHOWN_NS: Final = 2 * 3_600 * 10**9  # an uploader that is turned away asks again within an hour
 
@@ -100,6 +101,9 @@ class Door:
         except StorageFault as fault:
             log.error("the landing cannot write", extra={"data": {"fault": str(fault)}})  # noqa: TRY400 -- logged where it happened
             answer = Answer(wire.CANNOT_STORE)
+        except Exception:  # ours: the sender tries again later, and the log says what happened
+            log.exception("defect", extra={"data": {"peer": request.remote, "request": request.raw_path[:_PATH_SHOWN_MAX]}})
+            answer = Answer(wire.DEFECT)
         finally:
             self._busy.discard(connection)
             self._seen[connection] = self._runtime.monotonic_ns()
@@ -119,20 +123,26 @@ class Door:
         most = wire.STATUS_BYTES_MAX if isinstance(target, wire.StatusTarget) else limits.PUT_BYTES_MAX
         if length > most:
             raise _NoAnswer(wire.TOO_LARGE, f"{length} bytes; at most {most}")
+        memory = length
+        if isinstance(target, wire.FramesTarget) and target.offset is not None:
+            memory = target.length or 0  # what came before is held too
+            if not 0 < memory <= limits.PUT_BYTES_MAX:
+                raise _NoAnswer(wire.BAD_REQUEST, "a frame of this length does not exist")
         if self._under_way[policy.id] >= GATEWAY_REQUESTS_MAX:
             raise _NoAnswer(wire.TOO_FAST, f"more than {GATEWAY_REQUESTS_MAX} requests of {policy.id} at a time")
-        if self._body_bytes + length > BODIES_BYTES_MAX:
+        if self._body_bytes + memory > BODIES_BYTES_MAX:
             raise _NoAnswer(wire.CANNOT_STORE, "too many bodies under way")
         self._under_way[policy.id] += 1
-        self._body_bytes += length
+        self._body_bytes += memory
         try:
             if isinstance(target, wire.FramesTarget) and target.offset is not None:
                 return await self._continued(request, policy, target, length)
-            body = b"".join([piece async for piece in self._pieces(request, policy, length)])
-            return await self._receiver.put(policy, target, body)
+            body: list[bytes] = []
+            await self._read(request, policy, length, body.append)
+            return await self._receiver.put(policy, target, b"".join(body))
         finally:
             self._under_way[policy.id] -= 1
-            self._body_bytes -= length
+            self._body_bytes -= memory
 
     def _who(self, request: web.BaseRequest) -> GatewayPolicy:
         tls = request.transport.get_extra_info("ssl_object") if request.transport else None
@@ -149,9 +159,7 @@ class Door:
             raise self._turned_away(f"gateway {identity.gateway!r} is not in receiver.toml: add a [[gateway]] with this id", now_ns)
         if self.refused:
             self.refused = {said: at for said, at in self.refused.items() if not said.startswith(f"gateway {policy.id}:")}
-        ends = tls.getpeercert() if tls else None
-        if ends and "notAfter" in ends:
-            self.certificates[policy.id] = ssl.cert_time_to_seconds(ends["notAfter"]) * 10**9
+        self.certificates[policy.id] = identity.ends_ns
         if identity.expired:
             self.expired[policy.id] = now_ns
         else:
@@ -163,51 +171,65 @@ class Door:
         self.refused = {said: at for said, at in [*self.refused.items(), (why, now_ns)][-REFUSED_SHOWN_MAX:] if now_ns - at < REFUSED_SHOWN_NS}
         return _NoAnswer(wire.FORBIDDEN, why)
 
-    async def _pieces(self, request: web.BaseRequest, policy: GatewayPolicy, length: int) -> AsyncIterator[bytes]:
-        """Yield the body, counted here and paced to the gateway's rate."""
-        got, until = 0, self._runtime.monotonic_ns() + int(self._timing.body * 1e9)
+    async def _read(self, request: web.BaseRequest, policy: GatewayPolicy, length: int, take: Callable[[bytes], None]) -> None:
+        """Hand the body to `take` as it comes, counted here and paced to the gateway's rate."""
+        loop, bucket, got = asyncio.get_running_loop(), self._buckets[policy.id], 0
+        until = loop.time() + self._timing.body
         try:
-            while got < length:
-                left = (until - self._runtime.monotonic_ns()) / 1e9
-                async with asyncio.timeout(min(self._timing.pause, left)):
-                    piece = await request.content.read(min(PIECE_BYTES, length - got))
-                if not piece:
-                    raise _NoAnswer(wire.BAD_REQUEST, f"the body ends after {got} of {length} bytes")
-                got += len(piece)
-                wait_ns = self._buckets[policy.id].take(len(piece), self._runtime.monotonic_ns())
-                if wait_ns > 0:
-                    await self._runtime.sleep(wait_ns / 1e9)
-                yield piece
+            async with asyncio.timeout(None) as timer:  # one for all pieces: making one costs as much as deciphering a piece
+                while got < length:
+                    timer.reschedule(min(until, loop.time() + self._timing.pause))
+                    piece = await request.content.readany()
+                    if not piece:
+                        raise _NoAnswer(wire.BAD_REQUEST, f"the body ends after {got} of {length} bytes")
+                    got += len(piece)
+                    wait_ns = bucket.take(len(piece), self._runtime.monotonic_ns())
+                    if wait_ns > 0:
+                        timer.reschedule(None)
+                        await self._runtime.sleep(wait_ns / 1e9)
+                    take(piece)
         except TimeoutError:
             raise _NoAnswer(wire.BAD_REQUEST, f"the body came too slowly: {got} of {length} bytes") from None
         except (ConnectionError, web.RequestPayloadError) as error:
             raise _NoAnswer(wire.BAD_REQUEST, f"the connection broke after {got} of {length} bytes") from error
 
     async def _continued(self, request: web.BaseRequest, policy: GatewayPolicy, target: FramesTarget, length: int) -> Answer:
-        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle."""
+        """Take bytes of a segment from `offset` on; they stay if the link breaks in the middle, or the disk is full at the end.
+
+        What is not taken is read all the same: an answer before the end of a body may be lost with the connection.
+        """
         receiver, offset, now_ns = self._receiver, target.offset or 0, self._runtime.wall_ns()
         if not allows(policy, target.stream):
             return receiver.refusal(target, Refusal.WRONG_STREAM)
-        if not 0 < (target.length or 0) <= limits.PUT_BYTES_MAX:
-            raise _NoAnswer(wire.BAD_REQUEST, "a frame of this length does not exist")
         held = self._partials.held(target, now_ns)
         if offset > held or not length:
+            await self._read(request, policy, length, lambda _: None)
             return receiver.partly(target, held)
-        try:
-            async for piece in self._pieces(request, policy, length):
-                self._partials.add(target, offset, piece, now_ns)
+        with self._partials.sending(target, now_ns) as one:
+            refused: Missing | Refused | None = None
+
+            def take(piece: bytes) -> None:
+                nonlocal offset, refused
+                try:
+                    if refused is None:
+                        one.add(offset, piece)
+                except (Missing, Refused) as error:
+                    refused = error
+                    self._partials.forget(one)
+                    log.warning("a piece is not taken", extra={"data": {"gateway": policy.id, "stream": target.stream, "why": str(error)}})
                 offset += len(piece)
-        except Missing as missing:
-            return Answer(wire.MISSING_OBJECTS, wire.format_missing(missing.objects, missing.keys))
-        except Refused as refused:
-            return receiver.refusal(target, refused.reason, refused.last)
-        whole = self._partials.take_whole(target)
-        if whole is None:
-            return receiver.partly(target, self._partials.held(target, now_ns))
-        answer = await receiver.put(policy, target, whole)
-        if answer.status != wire.OK:
-            self._partials.add(target, 0, whole, now_ns)  # an object is missing, or the disk is full: the bytes stay
-        return answer
+
+            await self._read(request, policy, length, take)
+            if isinstance(refused, Missing):
+                return Answer(wire.MISSING_OBJECTS, wire.format_missing(refused.objects, refused.keys))
+            if refused is not None:
+                return receiver.refusal(target, refused.reason, refused.last)
+            if not one.whole:
+                return receiver.partly(target, len(one.data))
+            answer = await receiver.put(policy, target, memoryview(one.data).toreadonly())
+            if answer.status == wire.OK:  # else an object is missing, or the disk is full: the bytes stay
+                self._partials.forget(one)
+            return answer
 
     # ---- connections ----
 

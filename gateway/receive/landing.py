@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from buffer import layout, limits
 from buffer.errors import CorruptError, StorageFault, invariant
-from buffer.frame import Frame, encode_header, parse_frame
+from buffer.frame import Frame, parse_frame
 from buffer.journal import padded
 from buffer.layout import DurableMark, SegmentName
 from buffer.manifest import FrameKind, ObjectType
@@ -88,6 +88,7 @@ class _Group:
     entries: list[Record | Conflict] = field(default_factory=list)
     points: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (generation, block) -> h, not yet among the chain points
     live_began: bool = False
+    files: list[tuple[str, bytes | memoryview]] = field(default_factory=list)  # of segments, to be published together
 
 
 class Landing:
@@ -216,6 +217,7 @@ class Landing:
         outcomes = [self._arrival(arrival, group) for arrival in arrivals]
         if group.live_began and self._live is not None:
             self._storage.fdatasync(self._live)
+        self._storage.publish_together(group.files)
         self._append(group.entries)
         self.points.put(entry for entry in group.entries if isinstance(entry, Record))
         self._advance()
@@ -258,7 +260,7 @@ class Landing:
         if unit.kind == FrameKind.BLOCK:
             file, offset, length = self._store_live(frame, group)
         elif decision.new:
-            file, length = self._store_segment(frame)
+            file, length = _keep_segment(frame, group)
         new = [decision.new[i : i + NEW_RANGES_MAX] for i in range(0, len(decision.new), NEW_RANGES_MAX)] or [()]
         for some in new:
             record = Record(
@@ -296,13 +298,6 @@ class Landing:
         self._live_end = 0
         return self._storage.create(self._live_name, 0)
 
-    def _store_segment(self, frame: Frame) -> tuple[str, int]:
-        m = frame.manifest
-        name = SegmentName(m.generation, m.first_seq, m.end_seq - 1)
-        self._storage.publish(name.parquet, [bytes(frame.payload)])
-        self._storage.publish(name.cose, [encode_header(m, frame.cose, frame.payload, salt=0) + frame.cose])
-        return name.parquet, len(frame.payload)
-
     def _keep_apart(self, frame: Frame, unit: Unit, group: _Group) -> bool:
         """Store a conflict beside what is held; say whether there was room."""
         name = f"{unit.generation >> 32:010d}-{unit.generation & 0xFFFFFFFF:08x}-{unit.first_block}-{unit.last_block}"
@@ -339,3 +334,10 @@ class Landing:
                 self._storage.close(handle)
         self._live = self._index = self._durable = None
         self.broken = True
+
+
+def _keep_segment(frame: Frame, group: _Group) -> tuple[str, int]:
+    m = frame.manifest
+    name = SegmentName(m.generation, m.first_seq, m.end_seq - 1)
+    group.files += [(name.parquet, frame.payload), (name.cose, frame.header() + frame.cose)]
+    return name.parquet, len(frame.payload)

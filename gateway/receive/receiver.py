@@ -133,10 +133,10 @@ class Receiver:
 
     # ---- requests ----
 
-    async def put(self, policy: GatewayPolicy, target: wire.Target, body: bytes) -> Answer:
+    async def put(self, policy: GatewayPolicy, target: wire.Target, body: bytes | memoryview) -> Answer:
         """Answer one request of this gateway. Raises StorageFault where the disk refuses: nothing was promised."""
         if isinstance(target, wire.StatusTarget):
-            return self._status(policy, body)
+            return self._status(policy, bytes(body))
         if not allows(policy, target.stream):
             log.error("refused", extra={"data": {"gateway": policy.id, "stream": target.stream, "why": "not a stream of this gateway"}})
             return self.refusal(target, Refusal.WRONG_STREAM)
@@ -170,7 +170,7 @@ class Receiver:
             return Answer(wire.BAD_REQUEST)
         return Answer(wire.NOT_HELD) if landed is None else self._receipt(target, landed)
 
-    async def _frames(self, target: FramesTarget, body: bytes) -> Answer:
+    async def _frames(self, target: FramesTarget, body: bytes | memoryview) -> Answer:
         door = self.doors.get(target.stream)
         held = door.landing.objects if door else set[bytes]()
         arrival: Arrival = await self._runtime.offload(lambda: verify_frames(target, body, self.keys, held))
@@ -179,7 +179,7 @@ class Receiver:
         landed = await self._through(door, arrival)
         return Answer(wire.CANNOT_STORE) if landed is None else self._receipt(target, landed)
 
-    async def _object(self, policy: GatewayPolicy, target: ObjectTarget, body: bytes) -> Answer:
+    async def _object(self, policy: GatewayPolicy, target: ObjectTarget, body: bytes | memoryview) -> Answer:
         frame = verify_object(target, body, self.keys)
         async with self._opening:
             door = self.doors.get(target.stream)

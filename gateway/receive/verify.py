@@ -38,7 +38,7 @@ class Refused(Exception):
         self.reason, self.last = reason, last
 
 
-def verify_frames(target: FramesTarget, body: bytes, keys: KeyRing, held: Container[bytes]) -> Arrival:
+def verify_frames(target: FramesTarget, body: bytes | memoryview, keys: KeyRing, held: Container[bytes]) -> Arrival:
     """Return the frames that may be landed: a prefix, if something later is wrong. Raises Missing or Refused about the first frame."""
     frames: list[Frame] = []
     units: list[Unit] = []
@@ -80,7 +80,7 @@ def _next(target: FramesTarget, data: memoryview, before: Unit | None, keys: Key
     return frame, unit
 
 
-def verify_object(target: ObjectTarget, body: bytes, keys: KeyRing) -> Frame:
+def verify_object(target: ObjectTarget, body: bytes | memoryview, keys: KeyRing) -> Frame:
     """Return the object, its key introduced if it is a key statement. Raises Missing or Refused."""
     statement = False
     try:
@@ -102,7 +102,7 @@ def verify_object(target: ObjectTarget, body: bytes, keys: KeyRing) -> Frame:
     return frame
 
 
-def segment_head(target: FramesTarget, data: bytes, keys: KeyRing) -> Frame | None:
+def segment_head(target: FramesTarget, data: bytes | bytearray, keys: KeyRing) -> Frame | None:
     """Return the signed head of a segment that is still coming (payload empty), None while even that is cut off.
 
     Raises Refused unless it is the segment that the request names, signed by a key that may sign it; Missing as verify_frames.
@@ -110,7 +110,7 @@ def segment_head(target: FramesTarget, data: bytes, keys: KeyRing) -> Frame | No
     if len(data) < HEADER_BYTES:
         return None
     try:
-        header = parse_header(data)
+        header = parse_header(bytes(data[:HEADER_BYTES]))
         end = HEADER_BYTES + header.cose_bytes
         if len(data) < end:
             return None

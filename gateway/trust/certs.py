@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import re
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -20,7 +19,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from buffer import limits
 from buffer.storage import publish_file
 from gateway.errors import TrustError
 from gateway.trust.keys import KeySigner, read_private_bytes, write_private
@@ -203,7 +201,7 @@ def _checked_request(request_pem: bytes) -> tuple[x509.CertificateSigningRequest
     return request, names
 
 
-def _uris(extensions: x509.Extensions) -> list[str]:
+def uris_of(extensions: x509.Extensions) -> list[str]:
     return extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.UniformResourceIdentifier)
 
 
@@ -290,39 +288,6 @@ def create_application_certificate(certificate: Path, key: Path, application_uri
 
 
 # ---- verdicts ----
-
-
-@dataclass(frozen=True, slots=True)
-class ClientIdentity:
-    """Who a TLS client certificate says it is. expired: past its end, within the grace."""
-
-    gateway: str
-    serial: int
-    expired: bool
-
-
-def identify_client(
-    der: bytes, now: dt.datetime, revoked: frozenset[int], grace: dt.timedelta = dt.timedelta(days=GRACE_DAYS)
-) -> ClientIdentity:
-    """Return the identity in a certificate whose chain TLS has checked (its times not); raise TrustError if revoked, out of its
-    time, or nameless."""
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        uris = _uris(certificate.extensions)
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise TrustError(f"client certificate names no gateway: {error}", "Sign it with `ebbgate ca sign`.") from None
-    gateway = uris[0].removeprefix(GATEWAY_URN) if len(uris) == 1 and uris[0].startswith(GATEWAY_URN) else ""
-    if not re.fullmatch(limits.ID_PATTERN, gateway) or ".." in gateway:
-        raise TrustError("client certificate names no gateway", "Sign it with `ebbgate ca sign`.")
-    if certificate.serial_number in revoked:
-        raise TrustError(f"gateway {gateway}: its certificate {certificate.serial_number:x} is revoked", "Enrol the gateway again if it is yours.")
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if now < begin:
-        raise TrustError(f"gateway {gateway}: its certificate begins {begin:%Y-%m-%d %H:%M} UTC, which is not yet", "Set the receiver's clock.")
-    if now > end + grace:
-        what = f"gateway {gateway}: its certificate expired on {end:%Y-%m-%d}, the grace of {grace.days} days is over"
-        raise TrustError(what, "On the gateway: ebbgate identity renew, or ebbgate enroll with a new code.")
-    return ClientIdentity(gateway, certificate.serial_number, now > end)
 
 
 def server_names(certificate: Path) -> list[str]:

@@ -85,6 +85,11 @@ _STATUS: Final = {
         "429: faster than the receiver allows this gateway",
         "Nothing to do here; raise `rate` for this gateway in receiver.toml if the link allows.",
     ),
+    wire.DEFECT: (
+        Cause.BUSY,
+        "500: the receiver, or a device before it, failed on this request",
+        "It is tried again by itself. If it lasts, look for the event `defect` in the receiver's log and report it.",
+    ),
     503: (
         Cause.BUSY,
         "503: the receiver cannot store now",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from buffer import layout
 from buffer.cose import parse_sign1
 from buffer.errors import CorruptError
-from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, encode_header, parse_header
+from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, parse_header
 from buffer.journal import PAGE, parse_journal_header
 from buffer.manifest import FrameKind, ObjectType, chain_next, decode_manifest
 from buffer.reader import Inventory, RingReader
@@ -195,6 +195,6 @@ class Catalogue:
 
 
 def _parts(frame: Frame) -> tuple[bytes | memoryview, ...]:
-    return (encode_header(frame.manifest, frame.cose, frame.payload, salt=0) + frame.cose, frame.payload)
+    return (frame.header() + frame.cose, frame.payload)
 
 

@@ -195,7 +195,7 @@ class Uploader:
             del loaded  # an offer keeps no body
             if request is None:
                 return
-            pace = self._pace if job.lane == Lane.BACKFILL and request.size else None
+            pace = self._pace if job.lane == Lane.BACKFILL and request.size and self._bucket.rate_bps > 0 else None
             try:
                 answer = await self._carrier.put(request.target, request.parts, job.lane, self._deadline_s(request.size, job.lane), pace)
             except CarrierError as error:

@@ -25,7 +25,8 @@ has one spelling.
     404     offer: not held here, send it (unsigned: it only makes the uploader send more)
     424     objects or a key are missing (unsigned); the body names them, a line each: `object <64 hex>` or `key <16 hex>`
     400     not a request in this grammar        403  this certificate may not send       411, 413, 415  length, size, encoding
-    429     faster than this gateway's rate      503  the receiver cannot store now       all of these: no answer, try later
+    429     faster than this gateway's rate      503  the receiver cannot store now       500  a defect of the receiver's, see its log
+            all of these seven and any other: no answer, try later
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ TOO_LARGE: Final = 413
 ENCODED: Final = 415
 MISSING_OBJECTS: Final = 424
 TOO_FAST: Final = 429
+DEFECT: Final = 500
 CANNOT_STORE: Final = 503
 
 FRAMES_TYPE: Final = "application/vnd.ebbgate.frames"

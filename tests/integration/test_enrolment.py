@@ -18,7 +18,7 @@ from gateway import runtime as world
 from gateway.enroll.client import enrol
 from gateway.enroll.server import EnrolmentServer
 from gateway.errors import PeerError, TrustError
-from gateway.trust import certs, codes, enrolment, keys
+from gateway.trust import certs, clients, codes, enrolment, keys
 from gateway.trust.authority import AuthorityDirectory
 from gateway.trust.enrolment import Identity, ReceiverIdentity, install_answer, make_request
 
@@ -62,7 +62,7 @@ def site(tmp_path):
 
 def check_installed(site: Site) -> None:
     certificate = certs.load_certificate(site.box / "tls.crt")
-    assert certs.identify_client(certificate.public_bytes(PEM_TO_DER), NOW, frozenset()).gateway == "hall1"
+    assert clients.identify_client(certificate.public_bytes(PEM_TO_DER), NOW, frozenset()).gateway == "hall1"
     ring = keys.KeyRing([certs.load_certificate_key(site.box / "ca.crt")])
     ring.introduce((site.box / "data.statement").read_bytes(), "hall1.main")
     assert ring.knows(keys.load_signer(site.box / "data.key").key_id)

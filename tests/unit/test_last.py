@@ -8,6 +8,7 @@ import numpy as np
 
 from buffer import limits
 from buffer.last import _ROW, LastState, encode_last
+from buffer.manifest import OpenGap
 from buffer.types import Columns, Flag, Kind, make_columns
 
 TEXTS = ("a", "b", "c")
@@ -61,3 +62,50 @@ def test_nothing_of_our_memory_reaches_the_file():
         assert not state._rows["zero"].any()
         files.add(encode_last(state, 1, 0, 0))
     assert len(files) == 1
+
+
+def _all(state: LastState) -> tuple:
+    known = state.known(0)
+    return (
+        dict(state.tags()), {tag: state.tag(tag) for tag in range(26)}, known.position, dict(known.last),
+        [(g.id, g.from_ns, g.progress, dict(g.last), dict(g.first_live_ns)) for g in known.gaps], encode_last(state, 1, 0, 0),
+    )  # fmt: skip
+
+
+def test_readings_that_wait_are_the_same_as_readings_taken_at_once(monkeypatch):
+    """Gaps open, fill and close, tables change, somebody looks: in one state after each block, in the other now and then."""
+    rng = random.Random(8)
+    for _ in range(40):
+        waits, at_once = LastState(), LastState()
+        open_gaps: tuple[OpenGap, ...] = ()
+        for n in range(rng.randrange(1, 30)):
+            block, fill = _block(rng), None
+            match rng.randrange(8):
+                case 0:
+                    open_gaps = (*open_gaps, OpenGap(n, rng.randrange(2), rng.randrange(10**18)))
+                case 1 if open_gaps:
+                    open_gaps = open_gaps[1:]
+                case 2 if open_gaps:
+                    fill = (open_gaps[0].id, b"so far %d" % n)
+                case 3:
+                    sources = {tag: rng.randrange(2) for tag in range(limits.TAG_NUMBER_FIRST, rng.randrange(18, 26))}
+                    waits.use_sources(sources)
+                    at_once.use_sources(sources)
+            waits.take(block, open_gaps, fill)
+            at_once.take(block, open_gaps, fill)
+            assert _all(at_once)
+            if rng.randrange(6) == 0:
+                assert _all(waits) == _all(at_once)
+        assert _all(waits) == _all(at_once)
+
+
+def test_what_waits_is_bounded(monkeypatch):
+    rng, state = random.Random(9), LastState()
+    monkeypatch.setattr("buffer.last._WAITING_MAX", 100)
+    for _ in range(50):
+        state.take(_block(rng), ())
+        assert state._waiting_readings < 100
+    monkeypatch.setattr("buffer.last._WAITING_TEXT_CHARS_MAX", 10)
+    for _ in range(50):
+        state.take(_block(rng), ())
+        assert state._waiting_chars < 10

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from buffer.errors import CorruptError, StorageFault
+from buffer.errors import MisuseError, StorageFault
 from buffer.frame import payload_digest
 from buffer.manifest import ObjectType
 from gateway import settings as s
@@ -147,30 +147,60 @@ def ring() -> KeyRing:
     return known
 
 
+def put_pieces(partials: Partials, wanted: FramesTarget, offset: int, piece: bytes, now_ns: int = 5) -> bytes | None:
+    with partials.sending(wanted, now_ns) as one:
+        try:
+            one.add(offset, piece)
+        except Refused:
+            partials.forget(one)
+            raise
+        return bytes(one.data) if one.whole else None
+
+
 def test_pieces_in_any_cut_make_the_frame_and_are_bounded_and_forgotten() -> None:
     source = Source([3, 3])
     data = source.segment(0, 1).wire()
     wanted = FramesTarget(STREAM, source.generation, 0, 1, offset=0, length=len(data))
     for size in (1, 7, 39, 41, 300, len(data)):
-        partials = Partials(ring())
+        partials, whole = Partials(ring()), None
         for at in range(0, len(data), size):
-            assert partials.take_whole(wanted) is None
+            assert whole is None
             overlap = max(0, at - 3)
-            partials.add(wanted, overlap, data[overlap : at + size], 5)
-        assert partials.take_whole(wanted) == data
-        assert partials.held(wanted, 5) == 0
+            whole = put_pieces(partials, wanted, overlap, data[overlap : at + size])
+        assert whole == data
     partials = Partials(ring())
-    partials.add(wanted, 0, data[:50], 5)
-    with pytest.raises(CorruptError):
-        partials.add(wanted, 51, b"x", 5)
+    put_pieces(partials, wanted, 0, data[:50])
+    with pytest.raises(MisuseError):
+        put_pieces(partials, wanted, 51, b"x")
     assert partials.held(wanted, 5 + partial.KEEP_NS - 1) == 50
     assert partials.held(wanted, 5 + partial.KEEP_NS) == 0
-    for n in range(5):
-        partials.add(dataclasses.replace(wanted, first=n, last=n + 1), 0, b"E", 5)
+    for n in range(12):
+        put_pieces(partials, dataclasses.replace(wanted, first=n, last=n + 1), 0, b"E")
     assert len(partials._all) == partial.STREAM_PARTIALS_MAX
     for n in range(40):
-        partials.add(dataclasses.replace(wanted, stream=f"hall1.s{n}"), 0, b"E", 5)
+        put_pieces(partials, dataclasses.replace(wanted, stream=f"hall1.s{n}"), 0, b"E")
     assert len(partials._all) == partial.PARTIALS_MAX
+
+
+def test_what_a_request_is_sending_is_never_pushed_out_and_two_that_send_the_same_share_it() -> None:
+    source = Source([3, 3])
+    data = source.segment(0, 1).wire()
+    wanted = FramesTarget(STREAM, source.generation, 0, 1, offset=0, length=len(data))
+    partials = Partials(ring())
+    with partials.sending(wanted, 5) as one, partials.sending(wanted, 6) as two:
+        assert one is two
+        one.add(0, data[:100])
+        for n in range(40):
+            put_pieces(partials, dataclasses.replace(wanted, first=n + 2, last=n + 3), 0, b"E")
+            put_pieces(partials, dataclasses.replace(wanted, stream=f"hall1.s{n}"), 0, b"E")
+        assert partials.held(wanted, 5 + partial.KEEP_NS) == 100
+        two.add(50, data[50:])
+        partials.forget(two)  # landed
+        one.add(100, data[100:])  # the slower of the two ends well too, on bytes that are being read
+        assert one.whole
+        with memoryview(one.data) as _:
+            one.add(0, data)
+    assert partials.held(wanted, 5) == 0
 
 
 def test_a_piece_that_is_no_head_of_that_segment_is_refused_and_nothing_is_kept() -> None:
@@ -185,5 +215,5 @@ def test_a_piece_that_is_no_head_of_that_segment_is_refused_and_nothing_is_kept(
     ):  # fmt: skip
         partials = Partials(ring())
         with pytest.raises(Refused):
-            partials.add(case, 0, bytes(body), 5)
+            put_pieces(partials, case, 0, bytes(body))
         assert partials.held(case, 5) == 0

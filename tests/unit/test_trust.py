@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from buffer.cose import decode_cbor, encode_cbor, parse_sign1, sign1
 from buffer.errors import CorruptError, SignatureError
 from gateway.errors import TrustError
-from gateway.trust import certs, keys
+from gateway.trust import certs, clients, keys
 from gateway.trust.keys import KeyRing, KeySigner, LastGood, RevokedKeyError, UnknownKeyError, WrongStreamError
 from gateway.trust.revocations import Revocations, certificate_line, key_line, load_revocations, parse_revocations
 from tests.support.frames import TABLE, Source, object_frame, signer
@@ -244,17 +244,17 @@ def test_verdicts_over_the_life_of_a_client_certificate(tmp_path, authority) -> 
     end = x509.load_der_x509_certificate(der).not_valid_after_utc
     serial = x509.load_der_x509_certificate(der).serial_number
     second, grace = dt.timedelta(seconds=1), dt.timedelta(days=certs.GRACE_DAYS)
-    assert certs.identify_client(der, NOW, frozenset()) == certs.ClientIdentity("hall1", serial, False)
-    assert not certs.identify_client(der, end, frozenset()).expired
-    assert certs.identify_client(der, end + second, frozenset()).expired
-    assert certs.identify_client(der, end + grace, frozenset()).expired
+    assert clients.identify_client(der, NOW, frozenset()) == clients.ClientIdentity("hall1", serial, False)
+    assert not clients.identify_client(der, end, frozenset()).expired
+    assert clients.identify_client(der, end + second, frozenset()).expired
+    assert clients.identify_client(der, end + grace, frozenset()).expired
     for now, revoked, why in (
         (end + grace + second, frozenset(), "grace"),
         (NOW - dt.timedelta(days=1), frozenset(), "not yet"),
         (NOW, frozenset({serial}), "revoked"),
     ):
         with pytest.raises(TrustError, match=why):
-            certs.identify_client(der, now, revoked)
+            clients.identify_client(der, now, revoked)
     assert (end - NOW).days == certs.TLS_DAYS
 
 
@@ -280,7 +280,7 @@ def test_a_certificate_that_names_no_one_gateway_is_nobody(authority, uris: list
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = certs._leaf(authority, key.public_key(), "x", names, ExtendedKeyUsageOID.CLIENT_AUTH, NOW)
     with pytest.raises(TrustError, match="no gateway"):
-        certs.identify_client(leaf.public_bytes(serialization.Encoding.DER), NOW, frozenset())
+        clients.identify_client(leaf.public_bytes(serialization.Encoding.DER), NOW, frozenset())
 
 
 def test_the_opcua_certificate_has_what_part_6_wants_and_begins_in_2000(tmp_path) -> None:

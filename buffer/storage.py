@@ -37,19 +37,15 @@ class ReadStorage(Protocol):
 
     def list(self, path: str) -> Sequence[str]:
         """Return the names in a directory, sorted; an absent directory is empty."""
-        ...
 
     def size(self, path: str) -> int | None:
         """Return the length of a file in bytes, None if it is not there."""
-        ...
 
     def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         """Return at most size_bytes through the page cache; None if the file is not there."""
-        ...
 
     def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         """Return at most size_bytes past the page cache: what the device holds; None if the file is not there."""
-        ...
 
 
 class Storage(ReadStorage, Protocol):
@@ -57,67 +53,51 @@ class Storage(ReadStorage, Protocol):
 
     def create(self, path: str, size_bytes: int) -> int:
         """Make a file of zeros that must not exist, synced with its directory; return a handle."""
-        ...
 
     def open(self, path: str) -> int:
         """Open an existing file for pwrite; return a handle."""
-        ...
 
     def pwrite(self, handle: int, offset: int, data: bytes) -> None:
         """Write all of data at offset."""
-        ...
 
     def fdatasync(self, handle: int) -> None:
         """Make what was written durable. After a StorageFault the handle accepts neither write nor sync."""
-        ...
 
     def close(self, handle: int) -> None:
         """Give the handle back. Does not sync."""
-        ...
 
     def publish(self, path: str, chunks: Iterable[bytes]) -> None:
         """Make or replace a file in one step: temporary file, write, fsync, rename, directory synced."""
-        ...
 
     def publish_together(self, files: Sequence[tuple[str, bytes | memoryview]]) -> None:
         """Publish several files, each in one step, all durable on return: a directory is synced once. StorageFault: any may be there."""
-        ...
 
     def adopt(self, temporary: str, path: str) -> None:
         """Publish a file somebody else wrote in this store: fsync, rename, directory synced."""
-        ...
 
     def truncate(self, path: str, size_bytes: int) -> None:
         """Cut a file; not synced."""
-        ...
 
     def rename(self, old: str, new: str) -> None:
         """Rename; durable only after fsync_dir."""
-        ...
 
     def unlink(self, path: str) -> None:
         """Remove; durable only after fsync_dir. An absent file is a fact, not a fault."""
-        ...
 
     def mkdir(self, path: str, mode: int = DIRECTORY_MODE) -> None:
         """Make a directory and its parents where absent; durable on return."""
-        ...
 
     def fsync_dir(self, path: str) -> None:
         """Make the names in a directory durable."""
-        ...
 
     def sync_file(self, path: str) -> None:
         """Open, fsync, close: recovery does it before it believes what it reads."""
-        ...
 
     def lock(self, path: str) -> int:
         """Take the writer's lock until the handle is closed or this process ends; raise StorageFault if somebody else holds it."""
-        ...
 
     def free_bytes(self) -> int:
         """Return what the file system still takes."""
-        ...
 
 
 class _faults:  # noqa: N801 -- used as a word; a generator would cost three times as much on every call

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(p for top in ("buffer", "gateway") for p in (ROOT / top).rglob("*.py"))
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 400
-LONG_FILES = {"buffer/manifest.py": 420, "buffer/storage.py": 410, "gateway/collect/opcua/source.py": 420}  # each wants cutting
+LONG_FILES: dict[str, int] = {}  # none may be longer
 ONLY_HERE = {
     ("os", "fsync"): {"buffer/storage.py"},
     ("os", "fdatasync"): {"buffer/storage.py"},

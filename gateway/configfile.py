@@ -93,6 +93,14 @@ Duration = Annotated[int, _plain(parse_duration_ns)]
 Size = Annotated[int, _plain(parse_size_bytes)]
 Rate = Annotated[int, _plain(parse_rate_bps)]
 Address = Annotated[str, BeforeValidator(_literal_address)]
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches `host`. Names are not resolved: whoever answers for them would decide who can."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Timezone = Annotated[str, BeforeValidator(_timezone)]
 Window = Annotated[str, BeforeValidator(_window)]

@@ -328,9 +328,11 @@ class SiteFile(_Table):
 def read_text(path: Path) -> str:
     """Return a configuration file; raise ConfigError."""
     try:
-        if path.stat().st_size > FILE_BYTES_MAX:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
             raise ConfigError(f"{path}: longer than 1 MiB", "Name the right file.")
-        return path.read_text(encoding="utf-8-sig")  # an editor on Windows writes a mark first
+        return data.decode("utf-8-sig")  # an editor on Windows writes a mark first
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", "Give --config FILE, or make one with `ebbgate init`.") from None
     except OSError as error:

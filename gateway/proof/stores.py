@@ -60,7 +60,7 @@ def _below(path: Path) -> list[Path]:
 def _file(path: Path, keys: KeyRing, proof: Proof, statements: bool) -> Proof:
     """Judge a file by its name, else by how it begins. Key statements of the store it stands in are looked at too."""
     if statements:
-        for root in path.resolve().parents[:2]:
+        for root in path.absolute().parents[:2]:
             if (root / layout.OBJECTS).is_dir():
                 prove_objects(root, keys, proof, statements=True, count=False)
         if path.name != OBJECTS and (path.parent / OBJECTS).is_file():
@@ -75,7 +75,7 @@ def _file(path: Path, keys: KeyRing, proof: Proof, statements: bool) -> Proof:
     judges: dict[bytes, Callable[[Path, KeyRing, Proof], None]] = {b"EBBJ": _journal, b"EBBD": _durable, b"EBBI": _index}
     segment = layout.parse_segment(path.name)
     if segment is not None and path.parent.name == layout.SEGMENTS:
-        prove_segment(path.resolve().parents[1], segment[0], keys, proof)
+        prove_segment(path.absolute().parents[1], segment[0], keys, proof)
     elif segment is not None:
         _loose_segment(path, keys, proof)
     elif path.suffix == ".journal":

@@ -224,6 +224,8 @@ class Door:
             lingering_time=0,
         )
 
+        context.sslobject_class = _Handshake
+
         def connection() -> asyncio.Protocol:
             if len(server.connections) >= CONNECTIONS_MAX:
                 log.warning("more than CONNECTIONS_MAX connections: one refused")
@@ -260,6 +262,21 @@ class Listening:
         """Take no more connections, let requests under way end for 5 s."""
         self.listener.close()
         await self.server.shutdown(5)
+
+
+class _Handshake(ssl.SSLObject):
+    """Says in the log why a peer did not get in: asyncio closes such a connection without a word."""
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", "") or error.reason or "not TLS"
+            log.warning("handshake refused", extra={"data": {"why": str(why).replace("_", " ").lower()}})
+            raise
 
 
 class _Refusing(asyncio.Protocol):

@@ -322,7 +322,7 @@ class PosixStorage(PosixReadStorage):
             except OSError as error:
                 self._os.close(fd)
                 if isinstance(error, BlockingIOError):
-                    raise StorageFault("another process writes here; stop it first", path=path, errno=error.errno) from None
+                    raise StorageFault("another process writes here; stop it first", path=path, errno=errno_module.EBUSY) from None
                 raise
             self._names[fd] = path
             return fd

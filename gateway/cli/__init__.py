@@ -5,6 +5,7 @@ stdout is data, stderr is messages. Exit codes: 0 good, 1 a finding, 2 usage or 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -88,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EbbgateError as error:
         fail(str(error), error.exit_code)
     except StorageFault as error:
-        fail(f"storage: {error}\n  Check the disk and the owner and mode of that path.", EXIT_ENVIRONMENT)
+        hint = "" if error.errno == errno.EBUSY else "\n  Check the disk and the owner and mode of that path."
+        fail(f"storage: {error}{hint}", EXIT_ENVIRONMENT)
     except CorruptError as error:
         fail(f"corrupt: {error}", EXIT_FINDING)
     except PermissionError as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STALE_S = 10
 RECORDS_AT_A_TIME = 5_000
 _DAY_NS = 86_400 * 10**9
+_YEAR_2001_NS = 10**18  # more is no duration
 
 
 @click.command("ledger")
@@ -178,11 +179,18 @@ def status_command(config: Path | None, as_json: bool) -> None:
         state = "never ran here" if age is None else f"silent for {age:.0f} s" if silent else "running"
         lines.append(printable(f"{name:8} {state}" + (f"  {trouble}" if trouble else "")))
         plain = {key: value for key, value in report.items() if isinstance(value, int | float | str) and value and key != "time_ns"}
-        lines += [printable(f"         {key} = {value}") for key, value in plain.items()]
+        lines += [printable(f"         {_fact(key, value)}") for key, value in plain.items()]
         lines += [_source_line(one, about) for one, about in report.get("sources", {}).items()]
     emit(reports, as_json, lines)
     if bad:
         raise SystemExit(EXIT_FINDING)
+
+
+def _fact(key: str, value: float | str) -> str:
+    """Return one number or word of a status for people: a wall time as a time."""
+    if key.endswith("_ns") and isinstance(value, int) and value > _YEAR_2001_NS:
+        return f"{key.removesuffix('_ns')} = {_utc(value)}"
+    return f"{key} = {value:,}" if type(value) is int else f"{key} = {value}"
 
 
 def _source_line(name: str, about: dict[str, Any]) -> str:

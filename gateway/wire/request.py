@@ -53,6 +53,7 @@ TOO_LARGE: Final = 413
 ENCODED: Final = 415
 MISSING_OBJECTS: Final = 424
 TOO_FAST: Final = 429
+DEFECT: Final = 500
 CANNOT_STORE: Final = 503
 
 FRAMES_TYPE: Final = "application/vnd.ebbgate.frames"

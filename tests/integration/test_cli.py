@@ -188,3 +188,8 @@ def test_trust_shows_and_pins_the_certificate_of_the_server_and_read_shows_a_reg
     finally:
         plant.terminate()
         plant.wait(20)
+
+
+def test_status_takes_a_receiver_with_gateways(tmp_path):
+    ebbgate("init", "receiver", tmp_path / "it", "--name", "dmz", "--listen", "127.0.0.1:18443", "--host", "x.example", "--gateway", "hall1")
+    assert "receive  never ran here" in ebbgate("status", "--config", tmp_path / "it/receiver.toml", code=1)

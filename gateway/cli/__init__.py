@@ -20,6 +20,8 @@ from gateway.errors import EXIT_ENVIRONMENT, EXIT_FINDING, EbbgateError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+EXIT_PIPE: Final = 128 + 13  # who read our output had enough, as head does: 128 + SIGPIPE, as every program says it
+
 # name -> (module, one line for --help). The line stands here so that --help imports no command.
 COMMANDS: Final = {
     "demo": ("demo", "A simulated plant, five processes, a console and an outage: one command, no set-up."),
@@ -80,6 +82,15 @@ def tree() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; every expected failure becomes one message and an exit code."""
     try:
+        _run(arguments)
+    except SystemExit:
+        if isinstance(sys.stdout, click.utils.PacifyFlushWrapper):  # click saw a broken pipe, and says 1: that is a finding here
+            sys.exit(EXIT_PIPE)
+        raise
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    try:
         sys.exit(tree.main(args=arguments, prog_name="ebbgate", standalone_mode=False) or 0)
     except click.exceptions.Abort:
         sys.exit(130)
@@ -96,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PermissionError as error:
         fail(f"{error.filename}: permission denied\n  Run this as the user that owns the file.", EXIT_ENVIRONMENT)
     except BrokenPipeError:
-        sys.exit(0)
+        sys.exit(EXIT_PIPE)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -27,7 +27,7 @@ _YEAR_2001_NS = 10**18  # more is no duration
 @click.option("--config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True)
 @click.option("--days", type=click.IntRange(0, 400), default=7, show_default=True, help="How many UTC days to tell apart; 0: none.")
 @click.option("--stream", "only", default="", help="Only this stream.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def ledger_command(config: Path, days: int, only: str, as_json: bool) -> None:
     """What is missing, where it waits and why, per stream, generation, source and day: from the landing and what the targets hold.
 
@@ -160,7 +160,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 @click.command("status")
 @click.option("--config", type=click.Path(path_type=Path), help=f"gateway.toml or receiver.toml  [default: {GATEWAY_TOML}, else {SITE_TOML}]")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def status_command(config: Path | None, as_json: bool) -> None:
     """How the processes on this machine are doing, as each last said. Exit code 1 if one is silent or in trouble."""
     config = config or Path(GATEWAY_TOML if Path(GATEWAY_TOML).exists() or not Path(SITE_TOML).exists() else SITE_TOML)
@@ -188,8 +188,12 @@ def status_command(config: Path | None, as_json: bool) -> None:
 
 def _fact(key: str, value: float | str) -> str:
     """Return one number or word of a status for people: a wall time as a time."""
+    from buffer.manifest import format_generation
+
     if key.endswith("_ns") and isinstance(value, int) and value > _YEAR_2001_NS:
         return f"{key.removesuffix('_ns')} = {_utc(value)}"
+    if key == "landing" and isinstance(value, int):
+        return f"{key} = {format_generation(value)}"
     return f"{key} = {value:,}" if type(value) is int else f"{key} = {value}"
 
 

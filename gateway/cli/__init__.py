@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except SystemExit:
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click saw a broken pipe, and says 1: that is a finding here
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click saw a broken pipe, and says 1: that is a finding here
             sys.exit(EXIT_PIPE)
         raise
 

@@ -15,7 +15,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, last line.")
 @click.option("--state", type=click.Path(path_type=Path), help="Keep everything in this directory (default: a temporary one).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the simulated plant.")
-@click.option("--kills", type=click.IntRange(0, 10_000), default=0, help="kill -9 each of the five processes so often, at random moments; then it ends.")
+@click.option("--kills", type=click.IntRange(0, 10_000), default=0, help="kill -9 each of the five processes so often, at random; then it ends.")
 def demo_command(seconds: float, outage: float, headless: bool, as_json: bool, state: Path | None, seed: int, kills: int) -> None:
     """A simulated plant (OPC UA and Modbus), the five real processes, a console, and an outage of the link.
 

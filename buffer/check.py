@@ -24,7 +24,7 @@ from buffer.errors import CorruptError
 from buffer.intervals import Intervals
 from buffer.last import decode_last
 from buffer.manifest import format_generation
-from buffer.storage import PosixReadStorage
+from buffer.plain import PlainFiles
 from buffer.tagtable import TagTable, decode_table
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def check_ring(root: Path, keys: Verifier) -> Report:
 
 
 def _files(root: Path) -> tuple[list[str], ...]:
-    storage = PosixReadStorage(root)
+    storage = PlainFiles(root)
     return tuple(list(storage.list(directory)) for directory in layout.DIRECTORIES)
 
 
@@ -87,7 +87,7 @@ class _Check:
     def __init__(self, root: Path, keys: Verifier) -> None:
         self._root = root
         self._keys = keys
-        self._storage = PosixReadStorage(root)
+        self._storage = PlainFiles(root)
         self._tables: dict[bytes, TagTable] = {}
         self._generations: dict[int, _Generation] = {}
         self._places: dict[int, dict[int, tuple[str, int, int]]] = {}  # generation -> first seq -> journal, offset, size of a block
@@ -100,7 +100,10 @@ class _Check:
         journals = sorted(x for name in self._storage.list(layout.JOURNALS) if (x := layout.parse_journal(name)))
         for at, name in enumerate(journals):
             following = journals[at + 1] if at + 1 < len(journals) and journals[at + 1].generation == name.generation else None
-            self._journal(name, following, mark)
+            try:
+                self._journal(name, following, mark)
+            except CorruptError as error:  # no plain file
+                self.report.bad(name.path, error.message)
         for segment in sorted({found[0] for name in self._storage.list(layout.SEGMENTS) if (found := layout.parse_segment(name))}):
             self._segment(segment)
         self._account(mark)
@@ -108,8 +111,8 @@ class _Check:
         return self.report
 
     def _durable(self) -> DurableMark | None:
-        data = self._storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES + 1)
         try:
+            data = self._storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES + 1)
             return layout.decode_durable(data) if data is not None else None
         except CorruptError as error:
             self.report.bad(f"{layout.DURABLE} at byte 0", error.message)
@@ -120,8 +123,8 @@ class _Check:
     def _objects(self) -> None:
         for name in self._storage.list(layout.OBJECTS):
             path = f"{layout.OBJECTS}/{name}"
-            data = self._storage.read(path, 0, self._storage.size(path) or 0) or b""
             try:
+                data = self._storage.read(path, 0, self._storage.size(path) or 0) or b""
                 frame = walk_frame(data, 0, self._keys, 0)
                 if frame.end != len(data) or frame.manifest[3].hex() != name:
                     raise CorruptError("the file holds other bytes than its object", offset=0)
@@ -202,8 +205,12 @@ class _Check:
     # ---- segments ----
 
     def _segment(self, name: SegmentName) -> None:
-        cose = self._storage.read(name.cose, 0, 64 * 1024)
-        data = self._storage.read(name.parquet, 0, self._storage.size(name.parquet) or 0)
+        try:
+            cose = self._storage.read(name.cose, 0, 64 * 1024)
+            data = self._storage.read(name.parquet, 0, self._storage.size(name.parquet) or 0)
+        except CorruptError as error:
+            self.report.bad(error.source, error.message)
+            return
         if cose is None or data is None:
             return  # evicted meanwhile, or being published
         self.report.segments += 1

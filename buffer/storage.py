@@ -30,6 +30,7 @@ DIRECT_ALIGN_BYTES: Final = 4096  # covers 512- and 4096-byte logical blocks
 FILE_MODE: Final = 0o640  # later processes read by group
 DIRECTORY_MODE: Final = 0o750
 TEMPORARY_SUFFIX: Final = ".tmp"
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe under a name of ours is an error, no wait; files know no such flag
 
 
 class ReadStorage(Protocol):
@@ -146,7 +147,7 @@ class PosixReadStorage:
     def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         with _faults(path):
             try:
-                fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+                fd = self._os.open(self._at(path), _READ)
             except FileNotFoundError:
                 return None
             try:
@@ -171,7 +172,7 @@ class PosixReadStorage:
         span = -(-(offset + size_bytes - first) // DIRECT_ALIGN_BYTES) * DIRECT_ALIGN_BYTES
         if span <= 0:
             return b""
-        fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        fd = self._os.open(self._at(path), _READ | os.O_DIRECT)
         try:
             with mmap.mmap(-1, span) as page_aligned, memoryview(page_aligned) as view:
                 got = 0
@@ -186,7 +187,7 @@ class PosixReadStorage:
             self._os.close(fd)
 
     def _read_dropped(self, path: str, offset: int, size_bytes: int) -> bytes:
-        fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._os.open(self._at(path), _READ)
         try:
             self._os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             return pread_all(self._os, fd, offset, size_bytes)
@@ -312,7 +313,7 @@ class PosixStorage(PosixReadStorage):
             except OSError as error:
                 self._os.close(fd)
                 if isinstance(error, BlockingIOError):
-                    raise StorageFault("another process writes here; stop it first", path=path, errno=error.errno) from None
+                    raise StorageFault("another process writes here; stop it first", path=path, errno=errno_module.EBUSY) from None
                 raise
             self._names[fd] = path
             return fd

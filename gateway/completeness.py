@@ -127,7 +127,7 @@ def _findings(state: LandingState, line: _Descent) -> list[str]:
         known = max(record.end, state.seqs.get(generation, Intervals()).top)
         if stated is not None and stated < known:
             out.append(f"the ring was restored from an earlier state: generation {name} has {known:,} readings, its successor knew {stated:,}")
-        if not line.holds(generation):
+        if known and not line.holds(generation):  # an opening in which nothing was committed has nothing to lose, and no successor names it
             out.append(f"the ring was replaced, or restored to before generation {name}: {format_generation(line.newest)} does not descend from it")
     return out
 

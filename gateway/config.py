@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from buffer import limits
 from gateway import settings as s
-from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, parse_file, parse_toml, read_text
+from gateway.configfile import GatewayFile, GatewayTable, LoadTable, ModbusTable, OpcuaTable, SiteFile, is_loopback, parse_file, parse_toml, read_text
 from gateway.errors import ConfigError
 from gateway.groups import check_groups, key_paths
 from gateway.tagarrays import expand_rows
@@ -73,7 +73,7 @@ def load_site(path: Path) -> s.SiteSettings:
     base = path.resolve().parent
     host, _, port = file.receiver.listen.rpartition(":")
     console_host, _, console_port = file.console.listen.rpartition(":")
-    if not console_host.startswith("127.") and console_host not in ("localhost", "[::1]"):
+    if not is_loopback(console_host.strip("[]")):
         raise ConfigError(
             f"{path}: console.listen is {file.console.listen}",
             "The console binds the loopback only; put a reverse proxy with TLS and users before it.",

@@ -93,6 +93,14 @@ Duration = Annotated[int, _plain(parse_duration_ns)]
 Size = Annotated[int, _plain(parse_size_bytes)]
 Rate = Annotated[int, _plain(parse_rate_bps)]
 Address = Annotated[str, BeforeValidator(_literal_address)]
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches `host`. Names are not resolved: whoever answers for them would decide who can."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Timezone = Annotated[str, BeforeValidator(_timezone)]
 Window = Annotated[str, BeforeValidator(_window)]
@@ -320,9 +328,11 @@ class SiteFile(_Table):
 def read_text(path: Path) -> str:
     """Return a configuration file; raise ConfigError."""
     try:
-        if path.stat().st_size > FILE_BYTES_MAX:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
             raise ConfigError(f"{path}: longer than 1 MiB", "Name the right file.")
-        return path.read_text(encoding="utf-8-sig")  # an editor on Windows writes a mark first
+        return data.decode("utf-8-sig")  # an editor on Windows writes a mark first
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", "Give --config FILE, or make one with `ebbgate init`.") from None
     except OSError as error:

@@ -81,21 +81,27 @@ class JsonLines(logging.Formatter):
 
 
 class Budget(logging.Filter):
-    """At most `per_minute` records a minute per logger and message; what was left out is counted in the next one."""
+    """At most `per_minute` records a minute per logger and message; what was left out is counted in the next one, as `left_out`."""
 
     def __init__(self, per_minute: int = 20) -> None:
         super().__init__()
         self._per_minute = per_minute
         self._window = -1
         self._seen: dict[tuple[str, str], int] = {}
+        self._left_out: dict[tuple[str, str], int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         window = int(record.created // 60)
         if window != self._window:
+            self._left_out = {key: n - self._per_minute + self._left_out.get(key, 0) for key, n in self._seen.items() if n > self._per_minute}
             self._window, self._seen = window, {}
         key = (record.name, str(record.msg)[:80])
         self._seen[key] = self._seen.get(key, 0) + 1
-        return self._seen[key] <= self._per_minute
+        if self._seen[key] > self._per_minute:
+            return False
+        if left_out := self._left_out.pop(key, 0):
+            record.data = {**getattr(record, "data", {}), "left_out": left_out}
+        return True
 
 
 def configure_logging(process: str, verbose: bool = False) -> None:

@@ -5,6 +5,7 @@ stdout is data, stderr is messages. Exit codes: 0 good, 1 a finding, 2 usage or 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import sys
@@ -18,6 +19,8 @@ from gateway.errors import EXIT_ENVIRONMENT, EXIT_FINDING, EbbgateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+EXIT_PIPE: Final = 128 + 13  # who read our output had enough, as head does: 128 + SIGPIPE, as every program says it
 
 # name -> (module, one line for --help). The line stands here so that --help imports no command.
 COMMANDS: Final = {
@@ -79,6 +82,15 @@ def tree() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; every expected failure becomes one message and an exit code."""
     try:
+        _run(arguments)
+    except SystemExit:
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click saw a broken pipe, and says 1: that is a finding here
+            sys.exit(EXIT_PIPE)
+        raise
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    try:
         sys.exit(tree.main(args=arguments, prog_name="ebbgate", standalone_mode=False) or 0)
     except click.exceptions.Abort:
         sys.exit(130)
@@ -88,13 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EbbgateError as error:
         fail(str(error), error.exit_code)
     except StorageFault as error:
-        fail(f"storage: {error}\n  Check the disk and the owner and mode of that path.", EXIT_ENVIRONMENT)
+        hint = "" if error.errno == errno.EBUSY else "\n  Check the disk and the owner and mode of that path."
+        fail(f"storage: {error}{hint}", EXIT_ENVIRONMENT)
     except CorruptError as error:
         fail(f"corrupt: {error}", EXIT_FINDING)
     except PermissionError as error:
         fail(f"{error.filename}: permission denied\n  Run this as the user that owns the file.", EXIT_ENVIRONMENT)
     except BrokenPipeError:
-        sys.exit(0)
+        sys.exit(EXIT_PIPE)
     except KeyboardInterrupt:
         sys.exit(130)
 

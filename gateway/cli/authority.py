@@ -196,7 +196,7 @@ def _last_good(text: str) -> tuple[str, LastGood]:
 
 @ca_command.command("list")
 @directory_argument
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def ca_list(directory: Path, as_json: bool) -> None:
     """Every certificate this CA signed, what is revoked, and the open codes."""
     from gateway.trust.authority import AuthorityDirectory

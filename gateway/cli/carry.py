@@ -30,7 +30,7 @@ folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_
 @folder_argument
 @config_gateway
 @click.option("--from", "begin", default="", metavar="GENERATION/BLOCK", help="Leave out what is before: where an earlier stick ended.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def export_command(folder: Path, config: Path, begin: str, as_json: bool) -> None:
     """Write what the ring holds onto a stick, as signed frames, for `ebbgate import` on the IT side.
 
@@ -123,7 +123,7 @@ def _stick_fault(fault: StorageFault, folder: Path, latest: list[Exported]) -> E
 @click.option("--receipt-key", type=click.Path(path_type=Path), help="Public receipt key.  [default: beside receipt_key, .pub]")
 @click.option("--certificate", type=click.Path(path_type=Path), help="Of this client.  [default: pki/import.crt beside the config]")
 @click.option("--key", type=click.Path(path_type=Path), help="Its private key.  [default: pki/import.key]")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def import_command(
     folder: Path, config: Path, url: str, address: str, ca: Path | None, receipt_key: Path | None, certificate: Path | None, key: Path | None,
     as_json: bool,

@@ -27,7 +27,7 @@ VALUE_CHARS_MAX: Final = 40  # of a value in a table; --json has all of it
 @config_either
 @click.option("--offline", is_flag=True, help="Contact no source and no receiver.")
 @click.option("--values", is_flag=True, help="Show every tag live: value, quality, age, sampling as the source revised it.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def check_command(config: Path, offline: bool, values: bool, as_json: bool) -> None:
     """Read configuration, tag table, keys, certificates, disks and clock, and ask every source and the receiver; say what is wrong.
 

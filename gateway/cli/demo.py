@@ -9,13 +9,13 @@ import click
 
 
 @click.command("demo")
-@click.option("--seconds", type=float, default=3600.0, show_default=True, help="How long to run, from the first reading in the lake on.")
-@click.option("--outage", type=float, default=0.0, help="Cut the link for so many seconds in the middle.")
+@click.option("--seconds", type=click.FloatRange(1, 86_400), default=3600.0, show_default=True, help="To run, from the first reading in the lake on.")
+@click.option("--outage", type=click.FloatRange(0, 86_400), default=0.0, help="Cut the link for so many seconds in the middle.")
 @click.option("--headless", is_flag=True, help="Print plain lines, end by itself.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, last line.")
 @click.option("--state", type=click.Path(path_type=Path), help="Keep everything in this directory (default: a temporary one).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the simulated plant.")
-@click.option("--kills", type=int, default=0, help="kill -9 each of the five processes so often, at random moments; the run ends when that is done.")
+@click.option("--kills", type=click.IntRange(0, 10_000), default=0, help="kill -9 each of the five processes so often, at random; then it ends.")
 def demo_command(seconds: float, outage: float, headless: bool, as_json: bool, state: Path | None, seed: int, kills: int) -> None:
     """A simulated plant (OPC UA and Modbus), the five real processes, a console, and an outage of the link.
 

@@ -166,7 +166,7 @@ def _pin(settings: OpcuaSource, got: Offer, path: Path, config: Path, yes: bool,
 @click.option("--most", type=click.IntRange(1, 200_000), default=10_000, show_default=True, help="Variables to list.")
 @click.option("--dry-run", is_flag=True, help="Count only: what would be listed, and what it costs the server.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write a tag table; rows already in it stay as they are.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def browse_command(
     source: str, config: Path, root: str, depth: int, most: int, dry_run: bool, output: Path | None, as_json: bool
 ) -> None:
@@ -278,7 +278,7 @@ def _say(
 @config_gateway
 @click.option("--type", "type_", default="", help="Modbus: as in tags.csv; empty: every type that fits.")
 @click.option("--all-orders", is_flag=True, help="Modbus: every byte order.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def read_command(source: str, address: str, config: Path, type_: str, all_orders: bool, as_json: bool) -> None:
     """Read one address once and show how it can be understood. Obeys the load contract; not while collect reads the source.
 

@@ -156,7 +156,7 @@ def identity_rotate(config: Path) -> None:
 
 @identity_command.command("show")
 @config_either
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def identity_show(config: Path, as_json: bool) -> None:
     """Names and fingerprints of keys, and how long certificates live."""
     from gateway.config import load_identity

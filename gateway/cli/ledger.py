@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.cli import emit, printable
-from gateway.cli.processes import SITE_TOML
+from gateway.cli.processes import GATEWAY_TOML, SITE_TOML
 from gateway.errors import EXIT_FINDING, ConfigError
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 STALE_S = 10
 RECORDS_AT_A_TIME = 5_000
 _DAY_NS = 86_400 * 10**9
+_YEAR_2001_NS = 10**18  # more is no duration
 
 
 @click.command("ledger")
 @click.option("--config", type=click.Path(path_type=Path), default=Path(SITE_TOML), show_default=True)
 @click.option("--days", type=click.IntRange(0, 400), default=7, show_default=True, help="How many UTC days to tell apart; 0: none.")
 @click.option("--stream", "only", default="", help="Only this stream.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def ledger_command(config: Path, days: int, only: str, as_json: bool) -> None:
     """What is missing, where it waits and why, per stream, generation, source and day: from the landing and what the targets hold.
 
@@ -158,10 +159,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 @click.command("status")
-@click.option("--config", type=click.Path(path_type=Path), required=True, help="gateway.toml or receiver.toml")
-@click.option("--json", "as_json", is_flag=True)
-def status_command(config: Path, as_json: bool) -> None:
+@click.option("--config", type=click.Path(path_type=Path), help=f"gateway.toml or receiver.toml  [default: {GATEWAY_TOML}, else {SITE_TOML}]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+def status_command(config: Path | None, as_json: bool) -> None:
     """How the processes on this machine are doing, as each last said. Exit code 1 if one is silent or in trouble."""
+    config = config or Path(GATEWAY_TOML if Path(GATEWAY_TOML).exists() or not Path(SITE_TOML).exists() else SITE_TOML)
     reports = {}
     for name, path in _places(config):
         try:
@@ -175,12 +177,24 @@ def status_command(config: Path, as_json: bool) -> None:
         trouble = report.get("fault") or report.get("cause") or report.get("alarm") or ""
         bad = bad or silent or bool(trouble)
         state = "never ran here" if age is None else f"silent for {age:.0f} s" if silent else "running"
-        lines.append(f"{name:8} {state}" + (f"  {trouble}" if trouble else ""))
-        lines += [f"         {key} = {value}" for key, value in report.items() if isinstance(value, int | float | str) and value and key != "time_ns"]
+        lines.append(printable(f"{name:8} {state}" + (f"  {trouble}" if trouble else "")))
+        plain = {key: value for key, value in report.items() if isinstance(value, int | float | str) and value and key != "time_ns"}
+        lines += [printable(f"         {_fact(key, value)}") for key, value in plain.items()]
         lines += [_source_line(one, about) for one, about in report.get("sources", {}).items()]
     emit(reports, as_json, lines)
     if bad:
         raise SystemExit(EXIT_FINDING)
+
+
+def _fact(key: str, value: float | str) -> str:
+    """Return one number or word of a status for people: a wall time as a time."""
+    from buffer.manifest import format_generation
+
+    if key.endswith("_ns") and isinstance(value, int) and value > _YEAR_2001_NS:
+        return f"{key.removesuffix('_ns')} = {_utc(value)}"
+    if key == "landing" and isinstance(value, int):
+        return f"{key} = {format_generation(value)}"
+    return f"{key} = {value:,}" if type(value) is int else f"{key} = {value}"
 
 
 def _source_line(name: str, about: dict[str, Any]) -> str:
@@ -191,14 +205,10 @@ def _source_line(name: str, about: dict[str, Any]) -> str:
 
 
 def _places(config: Path) -> list[tuple[str, Path]]:
-    from gateway.config import load_gateway, load_site
+    from gateway.config import is_gateway_file, load_gateway, load_site
     from gateway.groups import all_streams, collecting
 
-    try:
-        text = config.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{config}: {error.strerror}", "Give --config FILE.") from None
-    if "[gateway]" in text:
+    if is_gateway_file(config):
         gateway = load_gateway(config, pinned=False)
         places: list[tuple[str, Path]] = [(f"collect {one.group}".strip(), one.collect_status) for one in collecting(gateway)]
         return places + [(f"upload {one.group}".strip(), one.upload_state / "status.json") for one in all_streams(gateway)]

@@ -24,7 +24,7 @@ def ring_command() -> None:
 @ring_command.command("info")
 @config_gateway
 @click.option("--endurance", default="", metavar="TBW", help="What the disk's data sheet promises to take, as 150 TB: forecasts its years.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def ring_info(config: Path, endurance: str, as_json: bool) -> None:
     """What the ring holds, how far back it reaches, when it will be full, what it writes, what it lost."""
     from gateway.config import load_gateway
@@ -52,7 +52,7 @@ def ring_info(config: Path, endurance: str, as_json: bool) -> None:
 @click.option("--ring", "root", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A copied ring, instead of --config.")
 @click.option("--ca", type=click.Path(path_type=Path, exists=True), help="With --ring: believes the key statements it endorsed.")
 @click.option("--key", "keys", type=click.Path(path_type=Path, exists=True), multiple=True, help="With --ring: a data key's public half (.pub).")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def ring_check(config: Path, root: Path | None, ca: Path | None, keys: tuple[Path, ...], as_json: bool) -> None:
     """Read everything in the ring again, on another path than it was written, and compare: exit code 1 with findings.
 
@@ -95,7 +95,7 @@ def ring_check(config: Path, root: Path | None, ca: Path | None, keys: tuple[Pat
 @click.option("--to", "end", default="", help="Up to this time, which is not included.")
 @click.option("--tag", "tags", multiple=True, help="Tag ids, * and ? as in file names; may be repeated.  [default: all]")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.parquet or FILE.csv.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def ring_export(config: Path, begin: str, end: str, tags: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Write readings of a time and of some tags to a Parquet or CSV file, in order of tag and time.
 
@@ -133,7 +133,7 @@ def _query_errors() -> Iterator[None]:
 @click.option("--ca", type=click.Path(path_type=Path, exists=True), help="CA certificate: believes the key statements it endorsed.")
 @click.option("--key", "keys", type=click.Path(path_type=Path, exists=True), multiple=True, help="A data key's public half (.pub); may be repeated.")
 @click.option("--list", "full", is_flag=True, help="What is held, with digests, in an order that diff compares.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], full: bool, as_json: bool) -> None:
     """Confirm every byte of a copied landing, ring, stick, or one file of them, offline, with public keys alone.
 
@@ -168,8 +168,8 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], full: bo
 @click.command("query")
 @click.argument("sql")
 @config_gateway
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--csv", "as_csv", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result to FILE.parquet or FILE.csv.")
 @click.option("--limit", default=1_000, show_default=True, help="Rows shown; with -o all are written.")
 def query_command(sql: str, config: Path, as_json: bool, as_csv: bool, output: Path | None, limit: int) -> None:

@@ -30,6 +30,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
+    "Server": "ebbgate",
 }
 
 log = logging.getLogger(__name__)

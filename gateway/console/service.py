@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from gateway.configfile import is_loopback
 from gateway.console.app import start
 from gateway.console.facts import Facts
 from gateway.console.history import History
@@ -56,10 +56,5 @@ def _back(facts: Facts, history: History, now_ns: int) -> bool:
 
 
 def _only_loopback(host: str) -> None:
-    """Names are not resolved here: whoever answers for them would decide who can reach the pages."""
-    try:
-        good = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        good = False
-    if not good:
+    if not is_loopback(host):
         raise ConfigError(f"console.listen is {host}", "The console binds the loopback only; put a reverse proxy with TLS and users before it.")

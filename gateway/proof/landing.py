@@ -6,6 +6,7 @@ between neighbours, every object, and that a file holds nothing else than what t
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from buffer import layout
 from buffer.errors import CorruptError
 from buffer.frame import HEADER_BYTES, parse_frame
 from buffer.manifest import FrameKind
-from buffer.storage import PosixReadStorage
+from buffer.plain import PlainFiles
 from gateway.landing import LandingReader, Record, stream_names
 from gateway.landing.index import INDEX, LIVE, PART_HEADER_BYTES, Rot, parse_entries, parse_part_header
 from gateway.proof.objects import prove_objects
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CHAIN = "chain"
 POINT_BYTES = 36
+POINTS_NAME = re.compile(r"(\d{10})-([0-9a-f]{8})")
 RECORDS_AT_ONCE = 10_000
 
 
@@ -50,7 +52,7 @@ def verify_landing(root: Path, keys: KeyRing, *, statements: bool = True, full: 
 
 
 def _stream(root: Path, keys: KeyRing, proof: Proof, statements: bool) -> None:
-    storage = PosixReadStorage(root)
+    storage = PlainFiles(root)
     reader = LandingReader(storage)
     prove_objects(root, keys, proof, statements=statements)
     _index(root, storage, proof)
@@ -94,27 +96,32 @@ def _frame(root: Path, reader: LandingReader, record: Record, keys: KeyRing, pro
     proof.saw(frame, place, record.new)
 
 
-def _index(root: Path, storage: PosixReadStorage, proof: Proof) -> None:
+def _index(root: Path, storage: PlainFiles, proof: Proof) -> None:
     for name in storage.list(INDEX):
-        path = f"{INDEX}/{name}"
-        data = storage.read(path, 0, storage.size(path) or 0) or b""
-        try:
-            parse_part_header(data)
-        except CorruptError as error:
-            proof.bad(f"{root.name}/{error.at(path, 0)}")
-        end = PART_HEADER_BYTES
-        for entry, behind in parse_entries(data):
-            end = behind
-            if isinstance(entry, Rot):
-                proof.bad(f"{root.name}/{path} at byte {entry.offset}: an entry that does not verify (up to byte {entry.end})")
-        if data[end:].strip(b"\0"):
-            proof.bad(f"{root.name}/{path} at byte {end}: bytes that do not verify")
+        with proof.judging(root.name):
+            _part(root, storage, f"{INDEX}/{name}", proof)
 
 
-def _padding(root: Path, storage: PosixReadStorage, spans: dict[str, list[tuple[int, int]]], proof: Proof) -> None:
+def _part(root: Path, storage: PlainFiles, path: str, proof: Proof) -> None:
+    data = storage.read(path, 0, storage.size(path) or 0) or b""
+    try:
+        parse_part_header(data)
+    except CorruptError as error:
+        proof.bad(f"{root.name}/{error.at(path, 0)}")
+    end = PART_HEADER_BYTES
+    for entry, behind in parse_entries(data):
+        end = behind
+        if isinstance(entry, Rot):
+            proof.bad(f"{root.name}/{path} at byte {entry.offset}: an entry that does not verify (up to byte {entry.end})")
+    if data[end:].strip(b"\0"):
+        proof.bad(f"{root.name}/{path} at byte {end}: bytes that do not verify")
+
+
+def _padding(root: Path, storage: PlainFiles, spans: dict[str, list[tuple[int, int]]], proof: Proof) -> None:
     for name in storage.list(LIVE):
-        path = f"{LIVE}/{name}"
-        data = storage.read(path, 0, storage.size(path) or 0) or b""
+        path, data = f"{LIVE}/{name}", b""
+        with proof.judging(root.name):
+            data = storage.read(path, 0, storage.size(path) or 0) or b""
         at = 0
         for first, last in [*sorted(spans.get(path, [])), (len(data), len(data))]:
             if data[at:first].strip(b"\0") and not _frames_only(data[at:first]):
@@ -138,12 +145,16 @@ def _frames_only(data: bytes) -> bool:
     return True
 
 
-def _points(root: Path, storage: PosixReadStorage, proof: Proof) -> None:
+def _points(root: Path, storage: PlainFiles, proof: Proof) -> None:
     """The receiver's cache of chain points: h (32 bytes) and the CRC-32 of h, block and generation, at 36 bytes a block; zeros: none."""
     for name in storage.list(CHAIN):
-        ordinal, _, nonce = name.partition("-")
-        generation = int(ordinal) << 32 | int(nonce, 16)
-        data = storage.read(f"{CHAIN}/{name}", 0, storage.size(f"{CHAIN}/{name}") or 0) or b""
+        data, found = b"", POINTS_NAME.fullmatch(name)
+        if found is None:
+            proof.bad(f"{root.name}/{CHAIN}/{name}: not a file of ours")
+            continue
+        generation = int(found[1]) << 32 | int(found[2], 16)
+        with proof.judging(root.name):
+            data = storage.read(f"{CHAIN}/{name}", 0, storage.size(f"{CHAIN}/{name}") or 0) or b""
         for block, at in enumerate(range(0, len(data), POINT_BYTES)):
             point = data[at : at + POINT_BYTES]
             crc = struct.pack("<I", zlib.crc32(point[:32] + struct.pack("<QQ", generation, block)))

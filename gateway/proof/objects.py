@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from buffer import layout, limits
 from buffer.errors import CorruptError
-from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, Frame, parse_frame
+from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, Frame, parse_frame, payload_digest
 from buffer.manifest import FrameKind, ObjectType
-from buffer.storage import PosixReadStorage
+from buffer.plain import PlainFiles
+from gateway.trust import rotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,12 +26,6 @@ def frame_bytes(frame: Frame) -> int:
     return HEADER_BYTES + len(frame.cose) + len(frame.payload)
 
 
-def introduce(frame: Frame, keys: KeyRing) -> None:
-    """Believe the key of a statement object; raise CorruptError."""
-    if frame.manifest.object_type == ObjectType.KEY_STATEMENT:
-        keys.introduce(bytes(frame.payload), frame.manifest.stream)
-
-
 def read_object(data: bytes, name: str) -> Frame:
     """Return the one object in a file called `name`; raise CorruptError."""
     frame = parse_frame(data)
@@ -43,7 +38,7 @@ def read_object(data: bytes, name: str) -> Frame:
 
 def prove_objects(root: Path, keys: KeyRing, proof: Proof, *, statements: bool, count: bool = True) -> None:
     """Check objects/ of one stream. statements: introduce keys that an authority endorsed. count: else only introduce."""
-    storage = PosixReadStorage(root)
+    storage = PlainFiles(root)
     frames: list[tuple[str, Frame]] = []
     for name in storage.list(layout.OBJECTS):
         path = f"{layout.OBJECTS}/{name}"
@@ -65,19 +60,11 @@ def prove_objects(root: Path, keys: KeyRing, proof: Proof, *, statements: bool, 
 
 def introduce_all(frames: list[Frame], keys: KeyRing) -> dict[bytes, CorruptError]:
     """Introduce what can be introduced, in whatever order statements endorse each other; return the refused, by digest."""
+    statements = [frame for frame in frames if frame.manifest.object_type == ObjectType.KEY_STATEMENT]
     refused: dict[bytes, CorruptError] = {}
-    waiting = frames
-    while waiting:
-        refused = {}
-        for frame in waiting:
-            try:
-                introduce(frame, keys)
-            except CorruptError as error:
-                refused[frame.manifest.payload_sha256] = error
-        left = [frame for frame in waiting if frame.manifest.payload_sha256 in refused]
-        if len(left) == len(waiting):
-            break
-        waiting = left
+    for stream in sorted({frame.manifest.stream for frame in statements}):
+        payloads = [bytes(frame.payload) for frame in statements if frame.manifest.stream == stream]
+        refused |= {payload_digest(payload): error for payload, error in rotation.introduce_all(keys, payloads, stream)}
     return refused
 
 

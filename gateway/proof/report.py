@@ -12,15 +12,17 @@ Lines `frame` say how readings travelled (live as a block, sealed in a segment) 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from buffer.errors import CorruptError
 from buffer.intervals import Intervals
 from buffer.manifest import FrameKind, ObjectType, chain_next, format_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from buffer.frame import Frame
     from buffer.intervals import Range
@@ -55,6 +57,14 @@ class Proof:
         """Note a finding."""
         if len(self.findings) < FINDINGS_MAX:
             self.findings.append(text)
+
+    @contextlib.contextmanager
+    def judging(self, store: str) -> Iterator[None]:
+        """What does not hold within is a finding in `store`, and the rest of the store is looked at all the same."""
+        try:
+            yield
+        except CorruptError as error:
+            self.bad(f"{store}/{error}")
 
     def saw_object(self, frame: Frame) -> None:
         """Count a confirmed object."""

@@ -15,7 +15,7 @@ from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, parse_body, parse_header
 from buffer.intervals import Intervals
 from buffer.journal import PAGE, Hole, find_salt, frame_pages, parse_journal_header, scan
 from buffer.manifest import FrameKind, StateRecord, format_generation
-from buffer.storage import PosixReadStorage
+from buffer.plain import PlainFiles
 from gateway.proof.objects import frame_bytes, prove_objects
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Seen:
 
 def prove_ring(root: Path, keys: KeyRing, proof: Proof, *, statements: bool) -> None:
     """Check the ring of one stream; what does not hold is a finding."""
-    storage = PosixReadStorage(root)
+    storage = PlainFiles(root)
     prove_objects(root, keys, proof, statements=statements)
     seen, mark = _Seen(), _mark(root, storage, proof)
     _last_files(root, storage, proof)
@@ -58,36 +58,37 @@ def prove_ring(root: Path, keys: KeyRing, proof: Proof, *, statements: bool) -> 
     journals = sorted(found for name in storage.list(layout.JOURNALS) if (found := layout.parse_journal(name)))
     for at, journal in enumerate(journals):
         following = journals[at + 1] if at + 1 < len(journals) and journals[at + 1].generation == journal.generation else None
-        _journal(root, journal, following, mark, keys, proof, seen)
+        with proof.judging(root.name):
+            _journal(root, journal, following, mark, keys, proof, seen)
     if mark is not None:
         seen.ends[mark.generation] = mark.end_seq
     _missing(root, proof, seen)
 
 
-def _mark(root: Path, storage: PosixReadStorage, proof: Proof) -> DurableMark | None:
-    data = storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES + 1)
-    if data is None:
-        return None
+def _mark(root: Path, storage: PlainFiles, proof: Proof) -> DurableMark | None:
     try:
-        return layout.decode_durable(data)
+        data = storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES + 1)
+        return layout.decode_durable(data) if data is not None else None
     except CorruptError as error:
         proof.bad(f"{root.name}/{error.at(layout.DURABLE, 0)}")
         return None
 
 
-def _last_files(root: Path, storage: PosixReadStorage, proof: Proof) -> None:
+def _last_files(root: Path, storage: PlainFiles, proof: Proof) -> None:
     for name in storage.list(layout.LAST):
         path = f"{layout.LAST}/{name}"
         if layout.parse_last(name) is not None:
-            data = storage.read(path, 0, LAST_BYTES_MAX) or b""
-            if hashlib.sha256(data[32:]).digest() != data[:32]:
+            data = None
+            with proof.judging(root.name):
+                data = storage.read(path, 0, LAST_BYTES_MAX) or b""
+            if data is not None and hashlib.sha256(data[32:]).digest() != data[:32]:
                 proof.bad(f"{root.name}/{path} at byte 0: does not match its digest")
 
 
 def prove_segment(root: Path, name: SegmentName, keys: KeyRing, proof: Proof, seen: _Seen | None = None) -> None:
     """Check a segment and its manifest."""
     try:
-        frame = _segment(PosixReadStorage(root), name)
+        frame = _segment(PlainFiles(root), name)
         keys.admit(frame)
     except CorruptError as error:
         proof.bad(f"{root.name}/{error if error.source else error.at(name.cose, 0)}")
@@ -97,7 +98,7 @@ def prove_segment(root: Path, name: SegmentName, keys: KeyRing, proof: Proof, se
     proof.saw(frame, f"{root.name}/{name.parquet}")
 
 
-def _segment(storage: PosixReadStorage, name: SegmentName) -> Frame:
+def _segment(storage: PlainFiles, name: SegmentName) -> Frame:
     head = storage.read(name.cose, 0, HEADER_BYTES + COSE_BYTES_MAX + 1)
     payload_size = storage.size(name.parquet)
     if head is None or payload_size is None:
@@ -125,7 +126,7 @@ def _segment(storage: PosixReadStorage, name: SegmentName) -> Frame:
 def _journal(
     root: Path, name: JournalName, following: JournalName | None, mark: DurableMark | None, keys: KeyRing, proof: Proof, seen: _Seen
 ) -> None:
-    storage, place = PosixReadStorage(root), f"{root.name}/{name.path}"
+    storage, place = PlainFiles(root), f"{root.name}/{name.path}"
     if mark is not None and (name.generation, name.serial) > (mark.generation, mark.serial):
         return  # begun, nothing promised
     active = mark is not None and (name.generation, name.serial) == (mark.generation, mark.serial)
@@ -155,7 +156,7 @@ def _journal(
         proof.bad(f"{place} at byte {end}: does not verify, and the next journal begins with block {first}, not {last + 1}")
 
 
-def _first_block(storage: PosixReadStorage, name: JournalName) -> int | None:
+def _first_block(storage: PlainFiles, name: JournalName) -> int | None:
     try:
         return parse_journal_header(storage.read(name.path, 0, PAGE) or b"").first_block
     except CorruptError:

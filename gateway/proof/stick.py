@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from buffer.errors import CorruptError
 from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, PAYLOAD_BYTES_MAX, parse_body, parse_header
 from buffer.manifest import FrameKind
+from buffer.plain import plain_size
 from gateway.proof.objects import introduce_all
-from gateway.wire.carry import OBJECTS, STICK, SUMS, parse_sums
+from gateway.wire.carry import OBJECTS, STICK, STICK_FILE_BYTES_MAX, SUMS, SUMS_BYTES_MAX, parse_sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from gateway.trust.keys import KeyRing
 
 _CHUNK: Final = 1024 * 1024
-_SUMS_BYTES_MAX: Final = 1024 * 1024
 
 
 def prove_stick(directory: Path, keys: KeyRing, proof: Proof, *, statements: bool) -> None:
@@ -28,10 +28,11 @@ def prove_stick(directory: Path, keys: KeyRing, proof: Proof, *, statements: boo
     found = STICK.fullmatch(directory.name)
     stream = found[1] if found else ""
     try:
-        with (directory / SUMS).open("rb") as file:
-            sums = parse_sums(file.read(_SUMS_BYTES_MAX).decode("ascii", errors="replace"))
-    except OSError as error:
-        proof.bad(f"{directory.name}/{SUMS}: {error.strerror}: the export did not end")
+        if plain_size(directory / SUMS, SUMS, SUMS_BYTES_MAX) is None:
+            raise CorruptError("is not here: the export did not end", source=SUMS)
+        sums = parse_sums((directory / SUMS).read_bytes().decode("ascii", errors="replace"))
+    except CorruptError as error:
+        proof.bad(f"{directory.name}/{error}")
         sums = {}
     names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
     for name in sorted(names - sums.keys() - {SUMS}):
@@ -40,8 +41,10 @@ def prove_stick(directory: Path, keys: KeyRing, proof: Proof, *, statements: boo
         proof.bad(f"{directory.name}/{name}: in {SUMS} and not here")
     for name in sorted(sums.keys() & names, key=lambda name: (name != OBJECTS, name)):
         path = directory / name
-        if path.is_symlink() or not path.is_file():
-            proof.bad(f"{directory.name}/{name}: not a plain file")
+        try:
+            plain_size(path, name, STICK_FILE_BYTES_MAX)
+        except CorruptError as error:
+            proof.bad(f"{directory.name}/{error}")
             continue
         if _digest(path) != sums[name]:
             proof.bad(f"{directory.name}/{name}: its sum is not the one in {SUMS}")
@@ -77,7 +80,8 @@ def _frames(path: Path) -> Iterator[tuple[int, Frame]]:
         while head := file.read(HEADER_BYTES):
             try:
                 if not any(head):
-                    at += len(head)
+                    at += len(head) + _zeros(file)
+                    file.seek(at)
                     continue
                 if head[:4] == bytes(4):  # padding up to the next frame
                     skip = len(head) - len(head.lstrip(b"\0"))
@@ -92,6 +96,12 @@ def _frames(path: Path) -> Iterator[tuple[int, Frame]]:
             except CorruptError as error:
                 raise error.at(path.name, at) from None
             at += header.frame_bytes
+
+
+def _zeros(file: BinaryIO) -> int:
+    """Return how many zeros follow, within a chunk."""
+    chunk = file.read(_CHUNK)
+    return len(chunk) - len(chunk.lstrip(b"\0"))
 
 
 def _digest(path: Path) -> str:

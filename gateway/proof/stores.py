@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from buffer import layout
 from buffer.errors import CorruptError
-from buffer.frame import HEADER_BYTES, MAGIC, parse_body, parse_header
+from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, MAGIC, parse_body, parse_header
 from buffer.journal import PAGE, Hole, frame_pages, parse_journal_header, scan
+from buffer.plain import FILE_BYTES_MAX, PlainFiles, plain_size
 from gateway.landing.index import PART_HEADER_BYTES, Rot, parse_entries, parse_part_header
 from gateway.proof.landing import verify_landing
 from gateway.proof.objects import frame_bytes, prove_objects
 from gateway.proof.report import Proof
 from gateway.proof.ring import prove_ring, prove_segment
 from gateway.proof.stick import prove_frames, prove_stick
-from gateway.wire.carry import OBJECTS, STICK
+from gateway.wire.carry import OBJECTS, STICK, STICK_FILE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from gateway.trust.keys import KeyRing
-
-FILE_BYTES_MAX: Final = 1024**3  # of a journal or an index part, which are read whole
 
 
 def verify_path(path: Path, keys: KeyRing, *, statements: bool = True, full: bool = False) -> Proof:
@@ -42,9 +41,12 @@ def verify_path(path: Path, keys: KeyRing, *, statements: bool = True, full: boo
         return proof
     proof = Proof(full)
     for ring in rings:
-        prove_ring(ring, keys, proof, statements=statements)
+        with proof.judging(ring.name):
+            prove_ring(ring, keys, proof, statements=statements)
     for stick in sticks:
         prove_stick(stick, keys, proof, statements=statements)
+    if not (proof.frames or proof.objects or proof.findings):
+        proof.bad(f"{path}: nothing is in it, so nothing was confirmed")
     return proof
 
 
@@ -58,17 +60,22 @@ def _below(path: Path) -> list[Path]:
 def _file(path: Path, keys: KeyRing, proof: Proof, statements: bool) -> Proof:
     """Judge a file by its name, else by how it begins. Key statements of the store it stands in are looked at too."""
     if statements:
-        for root in path.resolve().parents[:2]:
+        for root in path.absolute().parents[:2]:
             if (root / layout.OBJECTS).is_dir():
                 prove_objects(root, keys, proof, statements=True, count=False)
         if path.name != OBJECTS and (path.parent / OBJECTS).is_file():
             prove_frames(path.parent / OBJECTS, OBJECTS, keys, Proof(), statements=True)
+    try:
+        plain_size(path, path.name, STICK_FILE_BYTES_MAX)
+    except CorruptError as error:
+        proof.bad(str(error))
+        return proof
     with path.open("rb") as file:
         magic = file.read(4)
     judges: dict[bytes, Callable[[Path, KeyRing, Proof], None]] = {b"EBBJ": _journal, b"EBBD": _durable, b"EBBI": _index}
     segment = layout.parse_segment(path.name)
     if segment is not None and path.parent.name == layout.SEGMENTS:
-        prove_segment(path.resolve().parents[1], segment[0], keys, proof)
+        prove_segment(path.absolute().parents[1], segment[0], keys, proof)
     elif segment is not None:
         _loose_segment(path, keys, proof)
     elif path.suffix == ".journal":
@@ -82,8 +89,8 @@ def _file(path: Path, keys: KeyRing, proof: Proof, statements: bool) -> Proof:
 
 
 def _last(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001 -- one form for all judges
-    data = path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
+    data = _whole(path, proof)
+    if data is not None and hashlib.sha256(data[32:]).digest() != data[:32]:
         proof.bad(f"{path.name} at byte 0: does not match its digest")
 
 
@@ -99,9 +106,9 @@ def _loose_segment(path: Path, keys: KeyRing, proof: Proof) -> None:
         proof.bad(f"{missing.name}: not beside {path.name}; a segment is both files")
         return
     try:
-        head = cose.read_bytes()
-        header = parse_header(head)
-        frame = parse_body(header, head[HEADER_BYTES:], parquet.read_bytes())
+        beside = PlainFiles(path.parent)
+        head = beside.read(cose.name, 0, HEADER_BYTES + COSE_BYTES_MAX + 1) or b""
+        frame = parse_body(parse_header(head), head[HEADER_BYTES:], beside.read(parquet.name, 0, FILE_BYTES_MAX) or b"")
         keys.admit(frame)
     except CorruptError as error:
         proof.bad(str(error.at(f"{cose.name} with {parquet.name}", 0)))
@@ -110,10 +117,11 @@ def _loose_segment(path: Path, keys: KeyRing, proof: Proof) -> None:
 
 
 def _whole(path: Path, proof: Proof) -> bytes | None:
-    if path.stat().st_size > FILE_BYTES_MAX:
-        proof.bad(f"{path.name}: larger than any file of this kind")
+    try:
+        return PlainFiles(path.parent).read(path.name, 0, FILE_BYTES_MAX)
+    except CorruptError as error:
+        proof.bad(str(error))
         return None
-    return path.read_bytes()
 
 
 def _journal(path: Path, keys: KeyRing, proof: Proof) -> None:
@@ -159,7 +167,7 @@ def _torn(data: bytes, end: int, salt: int) -> bool:
 
 def _durable(path: Path, keys: KeyRing, proof: Proof) -> None:  # noqa: ARG001
     try:
-        layout.decode_durable(path.read_bytes()[: layout.DURABLE_BYTES + 1])
+        layout.decode_durable(PlainFiles(path.parent).read(path.name, 0, layout.DURABLE_BYTES + 1) or b"")
     except CorruptError as error:
         proof.bad(str(error.at(path.name, 0)))
 

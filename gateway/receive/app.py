@@ -45,6 +45,7 @@ BODY_SECONDS_MAX: Final = 600  # 8 MiB at 112 kbit/s; slower links continue segm
 GATEWAY_REQUESTS_MAX: Final = 8  # bodies of one gateway under way: one live, four of backlog, some of a second uploader that replaces it
 BODIES_BYTES_MAX: Final = 512 * 1024 * 1024  # of all bodies under way: memory
 _PATH_SHOWN_MAX: Final = 400  # characters of a request in a log line
+SERVER: Final = {"Server": "ebbgate"}  # not which Python and which aiohttp
 REFUSED_SHOWN_MAX: Final = 64  # of gateways turned away, in the status
 REFUSED_SHOWN_NS: Final = 2 * 3_600 * 10**9  # an uploader that is turned away asks again within an hour
 
@@ -108,7 +109,7 @@ class Door:
             self._busy.discard(connection)
             self._seen[connection] = self._runtime.monotonic_ns()
         signed = answer.status == wire.OK
-        response = web.Response(status=answer.status, body=answer.body, content_type=wire.RECEIPT_TYPE if signed else "text/plain")
+        response = web.Response(status=answer.status, body=answer.body, content_type=wire.RECEIPT_TYPE if signed else "text/plain", headers=SERVER)
         if answer.status not in (wire.OK, wire.NO_CONTENT, wire.NOT_HELD, wire.MISSING_OBJECTS):
             response.force_close()  # what may be left of the body is not read
         return response
@@ -236,21 +237,24 @@ class Door:
     async def serve(self, host: str, port: int, context: ssl.SSLContext) -> Listening:
         """Listen; return what to close."""
         loop = asyncio.get_running_loop()
-        server: web.Server = web.Server(
-            self.handle,
-            access_log=None,
-            keepalive_timeout=self._timing.idle,
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-            auto_decompress=False,
-            lingering_time=0,
-        )
+        server: web.Server = web.Server(self.handle)
+
+        context.sslobject_class = _Handshake
 
         def connection() -> asyncio.Protocol:
             if len(server.connections) >= CONNECTIONS_MAX:
                 log.warning("more than CONNECTIONS_MAX connections: one refused")
                 return _Refusing()
-            return server()
+            return _Connection(
+                server,
+                loop=loop,
+                access_log=None,  # type: ignore[arg-type]  # no log of requests: said here what is worth a line
+                keepalive_timeout=self._timing.idle,
+                max_line_size=HEADER_BYTES_MAX,
+                max_field_size=HEADER_BYTES_MAX,
+                auto_decompress=False,
+                lingering_time=0,
+            )
 
         listener = await loop.create_server(
             connection, host, port, ssl=context, backlog=128, ssl_handshake_timeout=HANDSHAKE_SECONDS_MAX, ssl_shutdown_timeout=2
@@ -282,6 +286,40 @@ class Listening:
         """Take no more connections, let requests under way end for 5 s."""
         self.listener.close()
         await self.server.shutdown(5)
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, but what is no HTTP gets one line in the log and an answer that says nothing back."""
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Return the answer to bytes that do not parse, or to a defect of ours."""
+        if status >= wire.DEFECT:
+            log.error("defect", exc_info=exc)
+        else:
+            why = f"not HTTP: {(message or type(exc).__name__).splitlines()[0][:100]}"
+            log.warning("no answer", extra={"data": {"status": status, "why": why, "peer": request.remote}})
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun already")
+        response = web.Response(status=status, headers=SERVER)
+        response.force_close()
+        return response
+
+
+class _Handshake(ssl.SSLObject):
+    """Says in the log why a peer did not get in: asyncio closes such a connection without a word."""
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", "") or error.reason or "not TLS"
+            log.warning("handshake refused", extra={"data": {"why": str(why).replace("_", " ").lower()}})
+            raise
 
 
 class _Refusing(asyncio.Protocol):

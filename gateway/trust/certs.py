@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from buffer.storage import publish_file
 from gateway.errors import TrustError
-from gateway.trust.keys import KeySigner, read_private_bytes, write_private
+from gateway.trust.keys import KEY_FILE_BYTES_MAX, KeySigner, read_private_bytes, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +98,8 @@ def authority_signer(authority: Authority) -> KeySigner:
 def load_certificate_key(path: Path) -> ec.EllipticCurvePublicKey:
     """Return the public key in a CA certificate; raise TrustError."""
     try:
-        public = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
+        with path.open("rb") as file:
+            public = x509.load_pem_x509_certificate(file.read(KEY_FILE_BYTES_MAX)).public_key()
     except (OSError, ValueError) as error:
         raise TrustError(f"{path}: {error}", "Copy the CA certificate there.") from None
     if not isinstance(public, ec.EllipticCurvePublicKey):

@@ -170,7 +170,8 @@ def public_pem(public: PublicKey) -> bytes:
 def load_public(path: Path) -> PublicKey:
     """Return the public key in a PEM file; raise TrustError."""
     try:
-        return check_public_pem(path.read_bytes())
+        with path.open("rb") as file:
+            return check_public_pem(file.read(KEY_FILE_BYTES_MAX))
     except OSError as error:
         raise TrustError(f"{path}: {error.strerror}", "Copy the receiver's public receipt key there.") from error
     except TrustError as error:

@@ -21,7 +21,7 @@ from gateway.upload.carrier import CarrierError, altered, explain_status, object
 from gateway.upload.folder import folder_of
 from gateway.upload.pathstate import BACKOFF_BASE_NS, jitter_ns
 from gateway.wire import request as wire
-from gateway.wire.carry import NAME, OBJECTS, SUMS, SUMS_BYTES_MAX, parse_sums
+from gateway.wire.carry import NAME, OBJECTS, STICK_FILE_BYTES_MAX, SUMS, SUMS_BYTES_MAX, parse_sums
 from gateway.wire.receipt import Receipt, Verdict, parse_receipt
 from gateway.wire.request import FramesTarget, Lane, ObjectTarget
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from gateway.upload.carrier import Carrier
 
 FILES_MAX: Final = 10_000  # 2.5 TB; a directory filled by mistake or malice ends here
-FILE_BYTES_MAX: Final = 4 * 1024**3  # what FAT32 holds
 RUN_BLOCKS_MAX: Final = 1_024
 RUN_BYTES_MAX: Final = 2 * 1024 * 1024
 DEADLINE_SECONDS: Final = 120.0
@@ -61,13 +60,13 @@ async def import_folder(runtime: Runtime, folder: Path, stream: str, carrier: Ca
 
 
 def _open(directory: int, name: str) -> int:
-    """Return a descriptor of a plain file of at most FILE_BYTES_MAX bytes; raise CorruptError."""
+    """Return a descriptor of a plain file of at most STICK_FILE_BYTES_MAX bytes; raise CorruptError."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         raise CorruptError(error.strerror or "cannot be opened", source=name) from None
     facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > FILE_BYTES_MAX:
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > STICK_FILE_BYTES_MAX:
         os.close(fd)
         raise CorruptError("not a plain file of a size that we write", source=name)
     return fd

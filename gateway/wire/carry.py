@@ -19,6 +19,7 @@ from typing import Final
 from buffer import limits
 
 PART_BYTES_MAX: Final = 256 * 1024**2  # far below FAT32's 4 GiB: what a pulled-out stick costs
+STICK_FILE_BYTES_MAX: Final = 4 * 1024**3  # what FAT32 holds: more was not written by us
 SUMS: Final = "SHA256SUMS"
 SUMS_BYTES_MAX: Final = 1024 * 1024
 OBJECTS: Final = "objects.frames"

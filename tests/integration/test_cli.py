@@ -188,3 +188,18 @@ def test_trust_shows_and_pins_the_certificate_of_the_server_and_read_shows_a_reg
     finally:
         plant.terminate()
         plant.wait(20)
+
+
+def test_status_takes_a_receiver_with_gateways(tmp_path):
+    ebbgate("init", "receiver", tmp_path / "it", "--name", "dmz", "--listen", "127.0.0.1:18443", "--host", "x.example", "--gateway", "hall1")
+    assert "receive  never ran here" in ebbgate("status", "--config", tmp_path / "it/receiver.toml", code=1)
+
+
+def test_a_pipe_that_closes_is_no_finding(tmp_path):
+    command = f"{sys.executable} -m gateway.cli --help | (exec 0<&-; exit 0); echo ${{PIPESTATUS[0]}}"
+    code = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True).stdout.split()[-1]
+    assert code in ("0", "141"), "all was written before it closed, or 128 + SIGPIPE"
+
+
+def test_a_demo_of_no_time_is_refused():
+    assert "range" in ebbgate("demo", "--seconds", "-5", code=2)

@@ -107,6 +107,10 @@ class Plant:
         reader.refresh()
         return reader
 
+    def reader_absent(self) -> bool:
+        """Say whether nothing has landed."""
+        return not [p for p in (self.root / "landing").iterdir() if p.is_dir() and p.name != "lock"]
+
     def status(self) -> dict:
         return json.loads((self.root / "landing" / "status.json").read_bytes())
 
@@ -393,7 +397,7 @@ async def test_requests_outside_the_grammar_get_no_answer(plant: Plant) -> None:
             answer = await plant.raw(data)
             assert expected in answer.split(b"\r\n")[0], (data[:80], answer[:80])
         assert (await plant.put(wire.STATUS_PATH, b"{}"))[0] == wire.NO_CONTENT
-    assert not [p for p in (plant.root / "landing").iterdir() if p.is_dir() and p.name != "lock"]
+    assert plant.reader_absent()
 
 
 async def test_slow_headers_slow_bodies_and_silence_are_cut_off(plant: Plant) -> None:

@@ -105,3 +105,11 @@ def test_ancestors_that_never_landed_are_no_sign_of_a_replaced_disk():
     one = account("a", landing)
     assert {(m.generation, m.reason): m.readings for m in one.missing} == {(G1, "evicted"): 4}
     assert one.findings == ()
+
+
+def test_an_opening_in_which_nothing_was_committed_is_no_replaced_ring():
+    g2 = G1 + (1 << 32)
+    empty, _ = fed(record(G1, 0, 0, 0, 1), record(g2, 0, 0, 5, 2))
+    assert account("a", empty).findings == ()
+    held, _ = fed(record(G1, 0, 0, 1, 1), record(g2, 0, 0, 5, 2))
+    assert "does not descend" in account("a", held).findings[0]

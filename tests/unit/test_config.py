@@ -211,3 +211,17 @@ def test_the_line_of_a_key() -> None:
     assert line_of(text, ("g", 1, "id")) == 6
     assert line_of(text, ("s", "b.c", "y", "z")) == 8
     assert line_of(text, ("nowhere",)) == 0
+
+
+@pytest.mark.parametrize("listen", ["127.evil:8080", "127.0.0.1.evil.example:8080", "10.0.0.1:8080", "[::]:8080", "localhost.evil:8080"])
+def test_a_console_that_others_could_reach_is_refused(listen: str, tmp_path: Path) -> None:
+    path = tmp_path / "receiver.toml"
+    text = templates.fill(templates.SITE, **SITE_WORDS)
+    path.write_text(text.replace('"127.0.0.1:8080"', f'"{listen}"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"listen"):
+        load_site(path)
+
+
+def test_a_configuration_without_an_end_is_refused_and_not_read_whole() -> None:
+    with pytest.raises(ConfigError, match="longer than 1 MiB"):
+        load_site(Path("/dev/zero"))

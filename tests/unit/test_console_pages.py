@@ -128,3 +128,31 @@ def test_coverage_is_bounded():
     for i in range(3_000):
         coverage.take(1 + i % 2, 10**6 + i, '{"source": "s1"}')
     assert len(coverage.sources["s1"].holes) == 500
+
+
+def test_of_a_silent_gateway_nothing_is_called_good_that_nobody_knows():
+    heard = NOW - 600 * 10**9
+    silent = facts(heard_ns=heard)
+    silent.sources = ("plc",)
+    silent.coverage.take(2, heard, '{"source": "plc"}')
+    silent.days.take(silent.record)
+    view = gateways.View("a.main", silent, uploader={"backlog_readings": 0, "drain_s": 0})
+    page, row = gateways.one_gateway(view, NOW), gateways.fleet([view], NOW)
+    assert "was read, when last heard at" in page
+    assert "nothing is missing of what was reported" in page
+    assert "nothing was reported since" in page
+    assert page.count("<title>not reported yet</title>") == 1, "the line of a source ends where it was last heard of"
+    assert page.count("<title>nothing known</title>") == 2, "and begins with the first record"
+    assert ">is read<" not in page
+    assert "nothing waits" not in page
+    assert "unknown<td>unknown" in row
+    view.facts.record = record(1, 0, 0, 1, NOW)
+    page = gateways.one_gateway(view, NOW)
+    assert ">is read<" in page
+    assert "nothing is missing</p>" in page
+    assert "nothing waits" in page
+
+
+def test_a_site_where_nothing_has_landed_says_so():
+    assert "Nothing has landed yet" in lines.lines_now([], NOW)
+    assert "Nothing has landed yet" in days.calendar([], NOW)

@@ -78,3 +78,24 @@ def test_backfill_yields_to_a_late_live_request_but_lives():
     assert backfill_slots(4, None, 0) == 4
     assert backfill_slots(4, 0, LIVE_LATE_NS) == 4
     assert backfill_slots(4, 0, LIVE_LATE_NS + 1) == 1
+
+
+def test_what_the_log_leaves_out_is_counted_in_the_next_line():
+    import logging
+
+    from gateway.runtime import Budget
+
+    def said(message: str, at: float) -> logging.LogRecord:
+        record = logging.LogRecord("a", logging.WARNING, "f", 1, message, (), None)
+        record.created = at
+        return record
+
+    budget = Budget(per_minute=3)
+    assert sum(budget.filter(said("x", 60.0)) for _ in range(10)) == 3
+    assert budget.filter(said("y", 60.0))
+    after = said("x", 120.0)
+    assert budget.filter(after)
+    assert after.data == {"left_out": 7}
+    again = said("x", 121.0)
+    assert budget.filter(again)
+    assert not hasattr(again, "data")

@@ -69,6 +69,8 @@ def calendar(streams: Sequence[StreamFacts], now_ns: int) -> str:
     )
     back = [f"{f.stream} to {clock(f.looked_back_ns)[:16]}" for f in streams if f.looking_back]
     looking = f'<p class="note">still looking back: {escape(", ".join(back)[:300])}</p>' if back else ""
+    if not streams:
+        return page("Can I trust yesterday?", '<h1>Can I trust yesterday?</h1><p class="note">Nothing has landed yet.</p>', now_ns, "/days")
     body = f'<h1>Can I trust yesterday?</h1><table class="grid"><tr><th>{heads}</tr>{"".join(rows)}</table>{legend}{looking}'
     return page("Can I trust yesterday?", body, now_ns, "/days")
 

@@ -18,7 +18,7 @@ SHIFT_NS: Final = 8 * HOUR
 CERTIFICATE_DAYS: Final = 60  # fewer: somebody must act
 EVENTS_SHOWN: Final = 20
 ROWS_SHOWN: Final = 100
-_RED, _AMBER, _GREY, _GREEN = "#b3261e", "#d99a2b", "#8a979f", "#cfe8d8"
+_RED, _AMBER, _GREEN, _UNKNOWN = "#b3261e", "#d99a2b", "#cfe8d8", "#e6ecef"
 
 
 @dataclass(slots=True)
@@ -77,7 +77,12 @@ def fleet(views: Sequence[View], now_ns: int) -> str:
 
 
 def _silent(v: View, now_ns: int) -> int:
-    passed = now_ns - v.facts.record.received_ns if v.facts and v.facts.record else 0
+    return _unheard(v.facts, now_ns) if v.facts else 0
+
+
+def _unheard(f: StreamFacts, now_ns: int) -> int:
+    """Return for how many ns a stream has been silent, 0 if it is not: what was known then is not known now."""
+    passed = now_ns - f.record.received_ns if f.record else 0
     return passed if passed > SILENT_NS else 0
 
 
@@ -90,22 +95,24 @@ def _fleet_row(v: View, alarms: list[str], now_ns: int) -> str:
     shown = escape("; ".join(alarms[:3])[:300])
     return (
         f'<tr><td><a href="/gateway/{escape(v.stream)}">{escape(v.stream)}</a><td class="{"bad" if _silent(v, now_ns) else "good"}">'
-        f"{age(now_ns - f.record.received_ns)} ago<td>{_waiting(v)}<td>{_drain(v)}<td class={'bad' if final else 'good'}>{final:,}"
-        f'<td class="{"bad" if down else "good"}">{total - down} of {total}<td>{_certificate(v, now_ns)}'
+        f"{age(now_ns - f.record.received_ns)} ago<td>{_waiting(v, now_ns)}<td>{_drain(v, now_ns)}<td class={'bad' if final else 'good'}>{final:,}"
+        f'<td class="{"bad" if down else "note" if _silent(v, now_ns) else "good"}">{total - down} of {total}<td>{_certificate(v, now_ns)}'
         f'<td class="{"bad" if alarms else ""}">{shown}</tr>'
     )
 
 
-def _waiting(v: View) -> str:
-    """Return what waits on site: as the uploader says; while it is silent, at least what the last record reported."""
+def _waiting(v: View, now_ns: int) -> str:
+    """Return what waits on site, as the uploader says; of a silent gateway nobody knows more than what its last record reported."""
     known = v.facts.account.waiting if v.facts and v.facts.account else 0
+    if _silent(v, now_ns):
+        return f"{known:,} or more" if known else "unknown"
     said = v.uploader.get("backlog_readings")
     return count(max(known, said)) if isinstance(said, int) and not isinstance(said, bool) else count(known)
 
 
-def _drain(v: View) -> str:
+def _drain(v: View, now_ns: int) -> str:
     seconds = v.uploader.get("drain_s")
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+    if _silent(v, now_ns) or not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return "unknown"
     return age(seconds * SECOND) if seconds >= 1 else "nothing waits"
 
@@ -126,9 +133,9 @@ def one_gateway(v: View, now_ns: int) -> str:
     cards = (
         _card("Heard", f"{age(now_ns - f.record.received_ns)} ago", f"{age(max(0, f.record.received_ns - f.record.state.wall_ns))} after its commit")
         + _card("Readings received", count(one.received if one else 0), f"of {count(one.reported if one else 0)} reported")
-        + _card("Waiting on the gateway", _waiting(v))
-        + _card("Time to drain", _drain(v), "as the uploader says")
-        + _card("The ring still holds", _horizon(f, now_ns))
+        + _card("Waiting on the gateway", _waiting(v, now_ns), "not heard" if _silent(v, now_ns) else "")
+        + _card("Time to drain", _drain(v, now_ns), "not heard" if _silent(v, now_ns) else "as the uploader says")
+        + _card("The ring still holds", _horizon(f, now_ns), "as last heard" if _silent(v, now_ns) else "")
         + _card("Will never come", count(one.final if one else 0), f"{len(state.lost)} losses in the ring's own account")
         + _card("Certificate", _certificate(v, now_ns))
         + _card("Conflicts", count(v.receive.get("conflicts", 0)))
@@ -136,7 +143,7 @@ def one_gateway(v: View, now_ns: int) -> str:
     alarms = "".join(f'<p class="alarm">{escape(a)}</p>' for a in v.alarms(now_ns)) or '<p class="good">everything works</p>'
     body = (
         f"<h1>{escape(v.stream)}</h1>{alarms}<div class=cards>{cards}</div><h2>The last shift (8 h)</h2>{_shift(f, now_ns)}"
-        f"<h2>Waiting on the gateway</h2>{_backlog(f, now_ns)}<h2>Missing, and why</h2>{_missing(f)}<h2>Sources</h2>{_sources(f, now_ns)}"
+        f"<h2>Waiting on the gateway</h2>{_backlog(f, now_ns)}<h2>Missing, and why</h2>{_missing(f, now_ns)}<h2>Sources</h2>{_sources(f, now_ns)}"
         f"<h2>Delivered</h2>{_sinks(v, now_ns)}<h2>What the gateway said of itself</h2>{_events(f)}"
     )
     return page(v.stream, body, now_ns, "/fleet")
@@ -153,23 +160,35 @@ def _horizon(f: StreamFacts, now_ns: int) -> str:
 
 def _shift(f: StreamFacts, now_ns: int) -> str:
     since = now_ns - SHIFT_NS
+    unknown = _unknown(f, since, now_ns)
     late = [(a * SECOND, b * SECOND) for a, b in f.late if b * SECOND > since]
     if f.record is not None and now_ns - f.record.received_ns > SILENT_NS:
         late.append((f.record.received_ns, now_ns))
-    link = bar(((a, b, _RED, f"{clock(a)[11:]} for {age(b - a)}") for a, b in late[-200:]), since, now_ns, _GREEN)
+    outages = ((a, b, _RED, f"{clock(a)[11:]} for {age(b - a)}") for a, b in late[-200:])
+    link = bar((*unknown[:1], *outages), since, now_ns, _GREEN)
     rows = [f"<tr><td>link<td>{link}</tr>"]
     for name in f.sources[:ROWS_SHOWN]:
         state = f.coverage.sources.get(name)
         holes = [h for h in state.holes if (h.until_ns or now_ns) > since] if state else []
         spans = ((h.since_ns, h.until_ns or now_ns, _AMBER, f"{clock(h.since_ns)[11:]}: {h.reason}") for h in holes)
-        ground = _GREEN if state is not None or not f.looking_back else "#e6ecef"
-        rows.append(f"<tr><td>{escape(name)}<td>{bar(spans, since, now_ns, ground)}</tr>")
-    outages = f"{len(late)} outage{'s' if len(late) != 1 else ''} of the link" if late else "no outage of the link"
+        ground = _GREEN if state is not None or not f.looking_back else _UNKNOWN
+        rows.append(f"<tr><td>{escape(name)}<td>{bar((*spans, *unknown), since, now_ns, ground)}</tr>")
+    told = f"{len(late)} outage{'s' if len(late) != 1 else ''} of the link" if late else "no outage of the link"
     back = f"; looked back to {clock(f.looked_back_ns)} UTC so far" if f.looking_back else ""
     return (
         f'<table class="lane">{"".join(rows)}</table>'
-        f'<p class="note">{clock(since)[11:16]} UTC to now: {outages}; red: committed on site, came later; amber: the source was not read{back}</p>'
+        f'<p class="note">{clock(since)[11:16]} UTC to now: {told}; red: committed on site, came later; '
+        f"amber: the source was not read; grey: nothing known{back}</p>"
     )
+
+
+def _unknown(f: StreamFacts, since_ns: int, now_ns: int) -> list[tuple[int, int, str, str]]:
+    """Return the spans of which nothing is known: before the first record looked at, and since a silent gateway was last heard."""
+    first = max(since_ns, min(f.days.since_ns or now_ns, now_ns))
+    out = [(since_ns, first, _UNKNOWN, "nothing known")]
+    if silent := _unheard(f, now_ns):
+        out.append((max(since_ns, now_ns - silent), now_ns, _UNKNOWN, "not reported yet"))
+    return out
 
 
 def _backlog(f: StreamFacts, now_ns: int) -> str:
@@ -183,7 +202,7 @@ def _backlog(f: StreamFacts, now_ns: int) -> str:
     return f'<table class="lane tall"><tr><td>at most {peak:,}<td>{drawn}</tr></table><p class="note">readings, over the same 8 h; {note}</p>'
 
 
-def _missing(f: StreamFacts) -> str:
+def _missing(f: StreamFacts, now_ns: int) -> str:
     assert f.record is not None
     rows = []
     for m in (f.account.missing if f.account else ())[:ROWS_SHOWN]:
@@ -194,7 +213,10 @@ def _missing(f: StreamFacts) -> str:
     for gap in f.record.state.open_gaps[:ROWS_SHOWN]:
         name = f.sources[gap.source] if 0 <= gap.source < len(f.sources) else f"source {gap.source}"
         rows.append(f'<tr><td>{escape(name)}<td>since {clock(gap.from_ns)}<td class="warn">its history is being asked for</tr>')
-    return table(("What", "When", "Why"), rows) if rows else '<p class="good">nothing is missing</p>'
+    silent = f'<p class="warn">nothing was reported since {clock(f.record.received_ns)} UTC</p>' if _unheard(f, now_ns) else ""
+    if rows:
+        return silent + table(("What", "When", "Why"), rows)
+    return silent + f'<p class="good">nothing is missing{" of what was reported" if silent else ""}</p>'
 
 
 def _sources(f: StreamFacts, now_ns: int) -> str:
@@ -205,6 +227,8 @@ def _sources(f: StreamFacts, now_ns: int) -> str:
             rows.append(f'<tr><td>{escape(name)}<td class="note">no notice since {clock(f.told_since_ns)[11:]} UTC<td><td></tr>')
             continue
         style, text = ("bad", state.trouble) if state.trouble else ("good", "is read")
+        if f.record is not None and _unheard(f, now_ns):
+            style, text = "note", f"{state.trouble or 'was read'}, when last heard at {clock(f.record.received_ns)[11:]} UTC"
         holes = [h for h in state.holes if (h.until_ns or now_ns) > now_ns - SHIFT_NS]
         lost = sum((h.until_ns or now_ns) - max(h.since_ns, now_ns - SHIFT_NS) for h in holes)
         overflow = f"{state.overflows} queue overflows at the server" if state.overflows else ""

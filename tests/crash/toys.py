@@ -150,9 +150,9 @@ def install() -> None:
 # ---- the sealing child ----
 
 
-def seal(storage: PosixStorage, request: SealRequest) -> SealResult:
+def seal(storage: PosixStorage, request: SealRequest, verifier: object = TOY) -> SealResult:
     """Do what buffer.segment.seal does, up to the encoder. Raise CorruptError, StorageFault."""
-    frames = read_blocks(storage, request, TOY)  # type: ignore[arg-type]
+    frames = read_blocks(storage, request, verifier)  # type: ignore[arg-type]
     parts = []
     full = [i for i, frame in enumerate(frames) if frame.manifest.count]
     middle = full[len(full) // 2] if len(full) > BLOCKS_PER_PART else 0

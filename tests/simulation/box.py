@@ -37,6 +37,7 @@ from tests.support.simulated_disk import Calls, Crash, Medium, SimulatedDisk
 STREAM = "hall1.main"
 JOURNAL_BYTES = 256 * 1024
 RESERVE_BYTES = 16 * 1024
+HEARTBEAT_NS = 60 * 10**9
 
 
 class DigestLog(list):
@@ -106,8 +107,11 @@ class Box:
         for i, device in enumerate(self.devices):
             name = f"plc{i}"
             tags = tuple(
-                s.TagRow(f"{name}.{j}", f"x/{name}/{j}", name, f"hr:{2 * j}", "uint32", every_ns=2 * 10**9, number=n) for j, n in enumerate(device.tags)
+                s.TagRow(f"{name}.{j}", f"x/{name}/{j}", name, f"hr:{2 * j}", "uint32", every_ns=device.every_ns, number=n) for j, n in enumerate(device.tags)
             )
+            if device.constant:
+                row = s.TagRow(f"{name}.c", f"x/{name}/c", name, "hr:1000", "uint16", every_ns=10**10, heartbeat_ns=HEARTBEAT_NS, number=device.constant)
+                tags = (*tags, row)
             load = s.Load(requests_per_s=device.load.rate)
             made.append(s.ModbusSource(name, "modbus-tcp", f"192.0.2.{i + 2}:502", tags=tags, load=load))
         return s.GatewaySettings("hall1", "acme/ghent", "UTC", STREAM, ring, receiver, tuple(made), directory, directory / "data.pem")

@@ -19,6 +19,7 @@ from tests.support.simloop import EPOCH_NS, SimLoop
 
 KEPT = 60  # unacknowledged messages
 FIRST_TAG = 16
+CONSTANT_FROM = 1000
 
 
 class Away(PlantError):
@@ -176,12 +177,14 @@ class Server:
 
 
 class Device:
-    """Modbus: n UInt32 in holding registers, all equal to the number of the answer."""
+    """Modbus: n UInt32 in holding registers, all equal to the number of the answer; from register CONSTANT_FROM on everything is 7."""
 
-    def __init__(self, loop: SimLoop, rng: random.Random, tags: range, rate: float = 5.0) -> None:
+    def __init__(self, loop: SimLoop, rng: random.Random, tags: range, rate: float = 5.0, every_s: float = 2.0, constant: int = 0) -> None:
         self._loop = loop
         self._rng = rng
         self.tags = tags
+        self.every_ns = round(every_s * 1e9)
+        self.constant = constant  # number of a tag that never changes; 0: none
         self.load = Load(rate)
         self.answered = 0
         self.mood = "good"  # away: nobody answers; noisy: sometimes nothing, a broken connection, busy
@@ -208,8 +211,10 @@ class Device:
                 raise ConnectionLost("the device closed the connection")
             if fate < 0.2:
                 raise Refused(6)
-        self.answered += 1
         function, start, count = struct.unpack(">BHH", pdu)
+        if start >= CONSTANT_FROM:
+            return bytes([function, 2 * count]) + struct.pack(">H", 7) * count
+        self.answered += 1
         words = struct.pack(">I", self.answered) * ((start + count) // 2 + 1)
         return bytes([function, 2 * count]) + words[2 * start % 4 :][: 2 * count]
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -59,13 +59,19 @@ class Pauses:
         self.fault = ""
         self._told: set[str] = set()
 
-    def poll(self) -> tuple[dict[str, str], set[str]]:
+    def poll(self, now_ns: int = 0) -> tuple[dict[str, str], set[str]]:
         new, gone = {name: "asked" for name in sorted(self.names - self._told)}, self._told - self.names
         self._told = set(self.names)
         return new, gone
 
     def paused(self, source: str) -> bool:
         return source in self.names
+
+    def watch(self, names: Iterable[str]) -> None:
+        return
+
+    def close(self) -> None:
+        return
 
 
 class Box:
@@ -241,7 +247,7 @@ class Box:
             (scrubber, "PosixReadStorage", lambda root: box.disk), (service, "RingOptions", options), (service, "make_directory", lambda path: None),
             (service, "load_signer", lambda path: signer()), (scrubber, "load_signer", lambda path: signer()), (service, "retired", lambda path: []),
             (service, "publish_file", lambda path, data, durable: None), (reload, "publish_file", publish), (memory, "publish_file", publish),
-            (scrubber, "publish_file", publish), (service, "Control", lambda path: box.pauses), (sealer, "run_child", run_child),
+            (scrubber, "publish_file", publish), (service, "Control", lambda path, locks: box.pauses), (sealer, "run_child", run_child),
             (sources.Maker, "make", made), (hub, "open_link", open_link), (service.footprint, "one_heap", lambda: None),
             (service.footprint, "give_back", lambda: None),
         ]  # fmt: skip

@@ -62,10 +62,7 @@ class Follower:
         reader = RingReader(self.box.reader())
         inventory = reader.inventory()
         for generation in sorted({journal.generation for journal in inventory.journals}):
-            if self._next and generation < max(self._next):
-                first = self._next.get(generation, 0)
-            else:
-                first = self._next.setdefault(generation, 0)
+            first = self._next.setdefault(generation, 0)
             for frame in reader.blocks(inventory, generation, first):
                 m = frame.manifest
                 if m.first_block != self._next.get(generation, 0):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -16,14 +15,13 @@ from buffer.notice import NoticeKind
 from buffer.types import Columns, Flag, Kind, concat, empty_columns
 from gateway.collect.clock import stamp
 from gateway.collect.opcua.answers import History
+from gateway.collect.opcua.debt import Chunk, debts_of, harvest, pack_progress, remaining
 from gateway.collect.opcua.decode import Items
-from gateway.collect.opcua.fill import debts_of, harvest, remaining
 from gateway.collect.source import Batch, GapChange, GapStep
 from gateway.settings import OpcuaSource
 from tests.simulation.plant import Away, Item, Server
 
 POSITION = struct.Struct(">II")
-PROGRESS = struct.Struct(">IIqI")
 WINDOW_NS = 10 * 86_400 * 10**9
 CHUNK_TAGS = 2
 CHUNK_VALUES = 10
@@ -130,25 +128,25 @@ class Subscriber:
             return
         debts, _ = debts_of(gap, {tag: str(tag) for tag in self._server.tags}, WINDOW_NS)
         chunks, _ = remaining(debts, gap.progress, CHUNK_TAGS)
-        for chunk, cursor_ns in chunks:
-            await self._ask(sink, gap, chunk, cursor_ns)
+        for chunk in chunks:
+            await self._ask(sink, gap, chunk)
         await self._close(sink, gap, GapStep.FILLED)
 
-    async def _ask(self, sink, gap, chunk, cursor_ns: int) -> None:
+    async def _ask(self, sink, gap, chunk: Chunk) -> None:
         """As gateway.collect.opcua.fill does it."""
-        to_ns = max(debt.before_ns for debt in chunk)
-        from_ns = max(cursor_ns, min(debt.after_ns for debt in chunk))
-        feed = SimpleNamespace(states=SimpleNamespace(history=_history))
+        to_ns = max(debt.before_ns for debt in chunk.debts)
+        from_ns = max(chunk.cursor_ns, min(debt.after_ns for debt in chunk.debts))
         while True:
             results = []
-            for debt in chunk:
+            for debt in chunk.debts:
                 await self._runtime.sleep(0.3)
                 items, more = await self._server.history(debt.number, from_ns, to_ns, CHUNK_VALUES)
                 results.append(History(0, b"more" if more else b"", _items(items)))
-            got = harvest(feed, chunk, results, from_ns)
+            got = harvest(_history, chunk, results, from_ns, CHUNK_VALUES)
             done = got.cursor_ns is None or got.cursor_ns >= to_ns
-            progress = PROGRESS.pack(chunk[0].number, chunk[-1].number, to_ns if done else got.cursor_ns or 0, 0)
-            await sink.commit(Batch(self.name, got.columns, None, GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, progress)))
+            chunk.cursor_ns = to_ns if done else got.cursor_ns or 0
+            change = GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, pack_progress(chunk, 0))
+            await sink.commit(Batch(self.name, got.columns, None, change))
             if done:
                 return
             from_ns = got.cursor_ns or to_ns

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from buffer.errors import StorageFault
 from tests.crash.check import Place, Violation, examine, held
 from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
-from tests.crash.toys import install
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
 ACTIONS = ("live",) * 6 + ("gap", "fill", "fill", "idle", "roll", "roll", "table", "room", "seal", "seal")
@@ -24,8 +23,6 @@ CUTS_MAX = 20
 TWICE = 12  # one state in so many is crashed again
 TWICE_STATES = 4
 ERRNOS = (errno.EIO, errno.EIO, errno.EIO, errno.ENOSPC, errno.EMFILE)
-
-install()
 
 
 def script_of(seed: int) -> Script:

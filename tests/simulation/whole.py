@@ -14,6 +14,7 @@ import errno
 import logging
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,6 +186,7 @@ class Liar:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self.stats: Counter[str] = Counter()
 
     async def put(self, target: str, parts, lane, deadline_s: float, pace) -> Answer:
         await asyncio.sleep(self._rng.random() * 2)

@@ -16,6 +16,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,7 +32,7 @@ from tests.simulation.box import Box
 from tests.simulation.plant import FIRST_TAG, Device, Server
 from tests.simulation.receiver import RECEIPT, STATEMENT
 from tests.simulation.world import Later, Outcome
-from tests.support.simloop import SimLoop, run
+from tests.support.simloop import SimLoop, run, virtual_runtime
 from tests.support.simulated_disk import Medium
 
 TROUBLE_S = (120.0, 240.0, 480.0)
@@ -220,7 +221,9 @@ class Whole(Later):
         )
         self.box_events = BoxEvents(self.box, rng.getrandbits(64), disaster=self.disaster)
         self.later = later
-        super().__init__(loop, rng.getrandbits(64), Catalogue(self.box.reader()), self.box.runtime)
+        later_seed, own = rng.getrandbits(64), virtual_runtime(loop, rng.getrandbits(64))
+        runtime = replace(own, wall_ns=lambda: own.wall_ns() + self.box.step_ns)  # the box's clock, but chance of its own
+        super().__init__(loop, later_seed, Catalogue(self.box.reader()), runtime)
         self.outcome.seed = seed
         if later == "liar":
             self.link = Liar(random.Random(self.rng.getrandbits(64)))  # type: ignore[assignment]

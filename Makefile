@@ -10,7 +10,9 @@ WORKERS ?= 3
 STATES ?= 20000
 SEED ?= 0
 MUTANTS_ARGS ?=
-SEEDS ?= 200
+SEEDS ?= 100
+HOURS ?= 48
+MINUTES ?= 30
 CYCLES ?= 500
 CUTS ?= 500
 RUNS ?= 200
@@ -19,7 +21,7 @@ NAME ?= ingest
 
 BENCH_NAMES := ingest commit block segment wear recovery query drain latency opcua-subscribe opcua-read modbus-read modbus-plan
 
-.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report crash mutants model simulate fuzz kill faults clean
+.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report crash mutants model simulate plant soak fuzz kill faults clean
 
 setup: $(VENV)/.stamp
 
@@ -72,6 +74,12 @@ model: setup
 
 simulate: setup
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS)
+
+plant: setup  # days of a plant on virtual time
+	$(BIN)/python -m tests.simulation.hours --hours $(HOURS)
+
+soak: setup  # real processes, 20,000 readings a second
+	$(BIN)/python -m tests.soak.run --minutes $(MINUTES)
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS)

@@ -205,10 +205,20 @@ class LastState:
         self._settle()
         for gap in now_open:
             if gap.id not in self.gaps:
+                self._hand_over(gap.source)
                 first_live = np.full(len(self._source_of), _NOT_YET, np.int64)
                 self.gaps[gap.id] = _GapState(gap.id, gap.source, gap.from_ns, self._of_source(gap.source), first_live)
         for identity in self.gaps.keys() - {gap.id for gap in now_open}:
             del self.gaps[identity]
+
+    def _hand_over(self, source: int) -> None:
+        """A gap is about to open: where a tag has had no live reading since an older one, the new one owes all of it, and only the new one."""
+        for gap in self.gaps.values():
+            if gap.source == source:
+                rows = gap.last.rows
+                gap.first_live = _grown(gap.first_live, int(rows["tag"].max(initial=0)) + 1, _NOT_YET)
+                waiting = gap.first_live[rows["tag"]] == _NOT_YET
+                gap.first_live[rows["tag"][waiting]] = rows["source"][waiting]
 
     def _live(self, columns: Columns) -> None:
         tag = columns.tag

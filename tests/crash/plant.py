@@ -212,7 +212,8 @@ class Collector:
             self.ring.append(columns_of(values), 0, place(facts.position + 1))
             facts = facts.live(facts.position + 1, values)
         book.gaps += 1
-        facts = replace(facts, gaps=(*facts.gaps, GapFacts(book.gaps, 0, facts.last)))
+        older = tuple(replace(g, first=tuple(sorted((dict(g.before) | dict(g.first)).items()))) for g in facts.gaps)  # the new one owes the rest
+        facts = replace(facts, gaps=(*older, GapFacts(book.gaps, 0, facts.last)))
         number = facts.position + 1
         some = message(number)
         self.ring.append(columns_of(some), 0, place(number), Change("open", from_ns=book.gaps))

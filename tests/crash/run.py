@@ -23,6 +23,9 @@ VIOLATIONS_SHOWN = 20
 def some(job: int, jobs: int, first_seed: int, count: int) -> tuple[int, list[tuple[str, str]]]:
     """Enumerate this job's part; return how many states, and what was broken."""
     from tests.crash.states import DIRECTED, states
+    from tests.crash.toys import install
+
+    install()
 
     def lives(share: float, start: int) -> Iterator[tuple[str, str]]:
         return itertools.chain.from_iterable(states(seed, share) for seed in itertools.count(start + job, jobs))
@@ -50,7 +53,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.replay:
         from tests.crash.states import replay
+        from tests.crash.toys import install
 
+        install()
         try:
             broken = replay(arguments.replay)
         except (IndexError, StopIteration):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from buffer.errors import StorageFault
 from tests.crash.check import Place, Violation, examine, held
 from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
-from tests.crash.toys import install
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
 ACTIONS = ("live",) * 6 + ("gap", "fill", "fill", "idle", "roll", "roll", "table", "room", "seal", "seal")
@@ -43,8 +42,6 @@ DIRECTED = (  # lives by hand, seeds -1, -2...: what chance meets seldom. Each s
     # a segment is published and its `last` file is not: what the journal says of the source stands nowhere else
     Script(10**9, JOURNAL, (("live", 2), ("gap", 2), ("roll", 1), ("idle", 1), ("seal", 1), ("live", 1), ("idle", 1))),
 )
-
-install()
 
 
 def script_of(seed: int) -> Script:

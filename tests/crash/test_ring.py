@@ -8,9 +8,18 @@ import pytest
 
 from tests.crash.rot import all_states
 from tests.crash.states import DIRECTED, replay, states
+from tests.crash.toys import install
 from tests.support.simulated_disk import Medium, pieces_of
 
 STATES = 150  # of each life, at most; a few of every eighth moment
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toys():
+    """For the tests of this file alone."""
+    remove = install()
+    yield
+    remove()
 
 
 @pytest.mark.parametrize("seed", [*range(-len(DIRECTED), 6), 7, 9])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -137,22 +137,35 @@ def decode_table(payload: bytes) -> TagTable:
     return _decode_table(bytes(payload))
 
 
-def install() -> None:
-    """Put what remembers into the ring."""
-    cut.encode_blocks = encode_blocks
-    recovery.decode = decode
-    journal.parse_body = reader.parse_body = parse_body
-    recovery.parse_frame = reader.parse_frame = parse_frame
-    cut.seal_frame = ring.seal_frame = adopt.seal_frame = seal_frame
-    ring.decode_table = recovery.decode_table = decode_table
+_PLACES: tuple[tuple[object, str, object], ...] = (
+    (cut, "encode_blocks", encode_blocks),
+    (recovery, "decode", decode),
+    *((where, "parse_body", parse_body) for where in (journal, reader)),
+    (recovery, "parse_frame", parse_frame),
+    *((where, "seal_frame", seal_frame) for where in (cut, ring, adopt)),
+    *((where, "decode_table", decode_table) for where in (ring, recovery)),
+)
+
+
+def install() -> Callable[[], None]:
+    """Put what remembers into the ring; return what takes it out again, for other tests in the same process."""
+    before = [(where, name, getattr(where, name)) for where, name, _ in _PLACES]
+    for where, name, what in _PLACES:
+        setattr(where, name, what)
+
+    def remove() -> None:
+        for where, name, what in before:
+            setattr(where, name, what)
+
+    return remove
 
 
 # ---- the sealing child ----
 
 
-def seal(storage: PosixStorage, request: SealRequest) -> SealResult:
+def seal(storage: PosixStorage, request: SealRequest, verifier: object = TOY) -> SealResult:
     """Do what buffer.segment.seal does, up to the encoder. Raise CorruptError, StorageFault."""
-    frames = read_blocks(storage, request, TOY)  # type: ignore[arg-type]
+    frames = read_blocks(storage, request, verifier)  # type: ignore[arg-type]
     parts = []
     full = [i for i, frame in enumerate(frames) if frame.manifest.count]
     middle = full[len(full) // 2] if len(full) > BLOCKS_PER_PART else 0

@@ -22,12 +22,15 @@ CRASH_STATES = 3_000
 CRASH_SHARE = 0.4  # of the moments of each life: breadth before depth
 ALL_MOMENTS = 0.999
 ROT_STATES = 900
+WHOLE_SEEDS = 12
 TIMEOUT_S = 900
 CAUGHT = 10  # exit status: everything else is a defect of this program
 
 
 def found(mutant: Mutant) -> str:
     """Run the harness of a planted mutant in this process; return what it saw first, "" for nothing."""
+    if mutant.harness.startswith("whole"):
+        return _seeds(int(mutant.harness.partition(" ")[2] or 1))
     if mutant.harness.partition(" ")[0] not in ("crash", "rot"):
         import pytest
 
@@ -41,7 +44,21 @@ def found(mutant: Mutant) -> str:
     return ""
 
 
+def _seeds(first: int) -> str:
+    from tests.simulation.whole import run_seed
+
+    for seed in range(first, first + WHOLE_SEEDS):
+        try:
+            run_seed(seed)
+        except Exception as error:  # noqa: BLE001 -- as above
+            return f"seed {seed}: {type(error).__name__}: {error}"
+    return ""
+
+
 def _states(harness: str) -> Iterator[tuple[str, str]]:
+    from tests.crash.toys import install
+
+    install()
     if harness == "rot":
         from tests.crash.rot import all_states
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from gateway import settings as s
 from gateway.landing import LandingReader
+from gateway.runtime import Runtime
 from gateway.trust.keys import KeyRing
 from gateway.upload.memory import Memory
 from gateway.upload.service import Rhythm, Uploader
 from gateway.upload.state import from_rows, to_rows
-from gateway.wire.receipt import Ends
 from gateway.wire.request import Lane
 from tests.simulation import ledger
 from tests.simulation.link import SimCarrier, Weather
@@ -85,16 +85,21 @@ class _QuietUploader(Uploader):
         """No status file in a simulation; that the status can be made is still shown."""
 
 
-class World:
-    """The parts and what can happen to them."""
+class Later:
+    """What comes after the ring: uploader, link, receiver, and what can happen to them."""
 
-    def __init__(self, loop: SimLoop, seed: int, uploader=_QuietUploader) -> None:
+    events: tuple[tuple[int, str], ...] = (
+        (30, "_weather"), (6, "_kill_receiver"), (5, "_backup_receiver"), (3, "_restore_receiver"), (6, "_restart_uploader"),
+        (3, "_wipe_uploader"), (2, "_receiver_full"), (2, "_store_fails"),
+    )  # fmt: skip
+
+    def __init__(self, loop: SimLoop, seed: int, ring, runtime: Runtime, uploader=_QuietUploader) -> None:
         self.rng = random.Random(seed)
         self._hash = hashlib.sha256()
         self._loop = loop
         self.outcome = Outcome(seed, "", 0, 0.0)
-        self.runtime = virtual_runtime(loop, self.rng.getrandbits(64), SKEW_NS)
-        self.ring = SimRing(random.Random(self.rng.getrandbits(64)), self.runtime.wall_ns, STATEMENT, self.rng.choice([300_000, 2_000_000, 10**9]))
+        self.runtime = runtime
+        self.ring = ring
         receiver_runtime = virtual_runtime(loop, self.rng.getrandbits(64), SKEW_NS)
         self.receiver = SimReceiver(receiver_runtime, random.Random(self.rng.getrandbits(64)))
         self.link = SimCarrier(self.receiver, random.Random(self.rng.getrandbits(64)), self.trace)
@@ -104,8 +109,6 @@ class World:
         self._task: asyncio.Task[None] | None = None
         self.uploader: Uploader | None = None
         self._backup = None
-        self._snapshot = None
-        self._restored_at_landing = 0
 
     def trace(self, *what: object) -> None:
         self.outcome.events += 1
@@ -138,30 +141,14 @@ class World:
 
     # ---- things that happen ----
 
-    async def writer(self) -> None:
-        """Collect, as far as the ring knows."""
-        rng = random.Random(self.rng.getrandbits(64))
-        while True:
-            await asyncio.sleep(rng.choice([0.5, 1.0, 2.0, 5.0]))
-            big = rng.random() < 0.02
-            self.ring.commit(rng.choice([0, 0, 1, 3, 10]), rng.randrange(150_000, 400_000) if big else rng.randrange(300))
-            if rng.random() < 0.04:
-                self.ring.seal()
-            self.outcome.evicted += self.ring.make_room()
-
     async def happenings(self) -> None:
         """Weather, crashes, restores, lost state: drawn from the seed."""
-        events = [
-            (30, self._weather), (6, self._kill_receiver), (5, self._backup_receiver), (3, self._restore_receiver), (6, self._restart_uploader),
-            (3, self._wipe_uploader), (3, self._reopen_ring), (2, self._snapshot_ring), (1, self._restore_ring), (2, self._new_table),
-            (2, self._receiver_full), (2, self._store_fails),
-        ]  # fmt: skip
-        weights = [weight for weight, _ in events]
+        weights = [weight for weight, _ in self.events]
         while True:
             await asyncio.sleep(self.rng.expovariate(1 / 15))
-            [(_, happen)] = self.rng.choices(events, weights)
-            self.trace(happen.__name__)
-            await happen()
+            [(_, happen)] = self.rng.choices(self.events, weights)
+            self.trace(happen)
+            await getattr(self, happen)()
 
     async def _weather(self) -> None:
         self.link.weather = self.rng.choices(list(Weather), [4, 5, 2, 1, 2, 1])[0]
@@ -195,6 +182,67 @@ class World:
         self.store.kept = None
         self.start_uploader()
 
+    async def _receiver_full(self) -> None:
+        self.receiver.refusing = True
+        await asyncio.sleep(self.rng.uniform(1, 60))
+        self.receiver.refusing = False
+
+    async def _store_fails(self) -> None:
+        self.store.failing = True
+        await asyncio.sleep(self.rng.uniform(1, 60))
+        self.store.failing = False
+
+    def heal(self) -> None:
+        """Everything works again."""
+        self.link.weather, self.receiver.refusing, self.store.failing = Weather.GOOD, False, False
+        if not self.receiver.up:
+            self.receiver.start()
+        if self.uploader is None:
+            self.start_uploader()
+
+    def new_ranges(self) -> list[tuple[int, int, int]]:
+        """Return what the landing says is new: generation, first, last."""
+        reader = LandingReader(self.receiver.disk)
+        reader.refresh()
+        records = [r for lane in Lane for r in reader.records(lane, 0, 10**9)]
+        return [(r.generation, first, last) for r in records for first, last in r.new]
+
+    def close_trace(self) -> Outcome:
+        """Fill in what is known at the end."""
+        out = self.outcome
+        if self.uploader is not None:
+            memory = self.uploader.machine.memory
+            out.alarms = int(bool(memory.restored_ns))
+            self.trace(sorted(p[:3] for p in memory.cursor.pieces()))
+        out.virtual_s = round(self._loop.time(), 3)
+        out.stats = dict(sorted(self.link.stats.items()))
+        out.trace = self._hash.hexdigest()[:24]
+        return out
+
+
+class World(Later):
+    """A ring in memory that writes, seals and evicts, and everything after it."""
+
+    events = (*Later.events, (3, "_reopen_ring"), (2, "_snapshot_ring"), (1, "_restore_ring"), (2, "_new_table"))
+
+    def __init__(self, loop: SimLoop, seed: int, uploader=_QuietUploader) -> None:
+        rng = random.Random(seed)
+        runtime = virtual_runtime(loop, rng.getrandbits(64), SKEW_NS)
+        ring = SimRing(random.Random(rng.getrandbits(64)), runtime.wall_ns, STATEMENT, rng.choice([300_000, 2_000_000, 10**9]))
+        super().__init__(loop, seed, ring, runtime, uploader)
+        self._snapshot = None
+
+    async def writer(self) -> None:
+        """Collect, as far as the ring knows."""
+        rng = random.Random(self.rng.getrandbits(64))
+        while True:
+            await asyncio.sleep(rng.choice([0.5, 1.0, 2.0, 5.0]))
+            big = rng.random() < 0.02
+            self.ring.commit(rng.choice([0, 0, 1, 3, 10]), rng.randrange(150_000, 400_000) if big else rng.randrange(300))
+            if rng.random() < 0.04:
+                self.ring.seal()
+            self.outcome.evicted += self.ring.make_room()
+
     async def _reopen_ring(self) -> None:
         self.ring.reopen()
 
@@ -208,16 +256,6 @@ class World:
     async def _new_table(self) -> None:
         self.ring.new_table()
         self.ring.commit(1)
-
-    async def _receiver_full(self) -> None:
-        self.receiver.refusing = True
-        await asyncio.sleep(self.rng.uniform(1, 60))
-        self.receiver.refusing = False
-
-    async def _store_fails(self) -> None:
-        self.store.failing = True
-        await asyncio.sleep(self.rng.uniform(1, 60))
-        self.store.failing = False
 
     # ---- the books ----
 
@@ -237,10 +275,7 @@ class World:
         """Raise LedgerError unless everything in the ring has arrived, once, unchanged."""
         held = ledger.on_disk(self.receiver.platter())
         ledger.nothing_missing(self.ring.committed, self.ring.held(), held)
-        reader = LandingReader(self.receiver.disk)
-        reader.refresh()
-        records = [r for lane in Lane for r in reader.records(lane, 0, 10**9)]
-        ledger.each_new_once([(r.generation, first, last) for r in records for first, last in r.new], held)
+        ledger.each_new_once(self.new_ranges(), held)
 
     def settled(self) -> bool:
         """Say whether the newest record of the ring, and with it all before it, has come."""
@@ -269,15 +304,12 @@ class World:
         await self._rest()
         self.check_claims()
         self.books()
-        return self._close()
+        self.outcome.readings = len(self.ring.committed)
+        return self.close_trace()
 
     async def _rest(self) -> None:
-        """Everything works again. Collect goes on committing, as it does."""
-        self.link.weather, self.receiver.refusing, self.store.failing = Weather.GOOD, False, False
-        if not self.receiver.up:
-            self.receiver.start()
-        if self.uploader is None:
-            self.start_uploader()
+        """Collect goes on committing, as it does."""
+        self.heal()
         end = self._loop.time() + REST_S
         while self._loop.time() < end:
             self.ring.commit(1)
@@ -286,18 +318,6 @@ class World:
             if self.settled():
                 return
         raise ledger.LedgerError(f"not at rest after {REST_S / 3600:.0f} h of good link: {self.uploader and self.uploader.status()}")
-
-    def _close(self) -> Outcome:
-        out = self.outcome
-        assert self.uploader is not None
-        memory = self.uploader.machine.memory
-        out.readings = len(self.ring.committed)
-        out.alarms = int(bool(memory.restored_ns))
-        out.virtual_s = round(self._loop.time(), 3)
-        out.stats = dict(sorted(self.link.stats.items()))
-        self.trace(sorted(p[:3] for p in memory.cursor.pieces()), Ends(0, 0))
-        out.trace = self._hash.hexdigest()[:24]
-        return out
 
 
 def run_seed(seed: int, uploader=_QuietUploader) -> Outcome:

@@ -7,6 +7,8 @@ What would bring the outside world in (descriptors, executors, signals) raises.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
 import selectors
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +26,21 @@ class Deadlock(RuntimeError):
     """Nothing is ready and nothing is scheduled: the code under test waits for ever."""
 
 
+def _on_grid(seconds: float) -> float:
+    """Return the nearest whole nanosecond: equal moments are equal floats, whatever else is scheduled."""
+    return round(seconds * 1e9) / 1e9
+
+
+class _Timer(asyncio.TimerHandle):
+    """Timers of one moment fire in the order in which they were set: a heap alone would let unrelated timers change it."""
+
+    __slots__ = ("number",)
+    number: int
+
+    def __lt__(self, other: Any) -> bool:
+        return (self._when, self.number) < (other._when, other.number)  # type: ignore[attr-defined]
+
+
 class _NoDescriptors(selectors.BaseSelector):
     """Advances the clock instead of waiting."""
 
@@ -39,7 +56,7 @@ class _NoDescriptors(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Deadlock("simulation: nothing is scheduled, the code waits for ever")
-        self.now += max(0.0, timeout)
+        self.now = _on_grid(self.now + max(0.0, timeout))
         return []
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
@@ -52,10 +69,18 @@ class SimLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _NoDescriptors()
         super().__init__(self._virtual)
-        self._clock_resolution = 1e-9
+        self._clock_resolution = 0.5e-9  # half the grid: what is due now and nothing else
+        self._numbers = itertools.count()
 
     def time(self) -> float:
         return self._virtual.now
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        timer = _Timer(_on_grid(when), callback, args, self, context)
+        timer.number = next(self._numbers)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def _make_self_pipe(self) -> None:
         self._ssock = self._csock = None

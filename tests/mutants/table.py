@@ -86,12 +86,10 @@ WHOLE = (
     M("the writer drops the position", "gateway.collect.writer", "self._table.source_number(batch.source), batch.position, batch.gap)", "self._table.source_number(batch.source), None, batch.gap)", "whole"),
     M("the cursor moves before the receipt", "gateway.upload.machine", "        self.counters.failures += 1\n        self._end(job)\n", "        self.counters.failures += 1\n        self._end(job)\n        if job.kind != FrameKind.OBJECT:\n            from gateway.wire.receipt import Ends\n            self.memory.cursor.receipted(job.generation, job.first, request.last, Ends(0, 0))\n", "whole"),
     M("what is new is not computed", "gateway.receive.accept", "    new = tuple(seqs.holes(unit.first_seq, last_seq)) if unit.count else ()\n", "    new = ((unit.first_seq, last_seq),) if unit.count else ()\n", "whole"),
-    M("retries go by the wall clock", "gateway.upload.service", "        return Now(self._runtime.monotonic_ns(), self._runtime.wall_ns())", "        return Now(self._runtime.wall_ns(), self._runtime.wall_ns())", "whole"),
     M("no gap is opened", "buffer.cut", '        if change.step == "open":\n', '        if change.step == "opened":\n', "whole"),
     M("two gaps in a row owe the same history", "buffer.last", "                self._hand_over(gap.source)\n", "", "whole 103"),
     M("what a fill has paid is forgotten", "buffer.last", "            self.gaps[fill[0]].progress = fill[1]\n", "            pass\n", "whole"),
     M("a restored receiver is not offered again", "gateway.upload.machine", "            again = self.memory.cursor.forget_above(receipt.since)\n", "            again = 0\n", "whole"),
-    M("a refused commit is acknowledged", "gateway.collect.writer", "                await self._runtime.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])\n", "                return\n", "whole"),
 )
 
 MUTANTS = (*CRASH, *ROT, *OTHER, *WHOLE)

@@ -208,7 +208,9 @@ class _Recovery:
         if following is None and name.generation >= self._last_place[0]:
             return False
         held = self._held.get(name.generation)
-        return held is not None and held.covers(name.first_seq, end - 1)
+        if held is None or not held.covers(name.first_seq, end - 1):
+            return False
+        return following is None or held.covers(end, end)  # else the block whose sync failed here may stand here alone: the next file is empty
 
     # ---- journals ----
 

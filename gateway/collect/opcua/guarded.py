@@ -339,8 +339,11 @@ def plant(context: str) -> Iterator[None]:
         if "ertificate" in str(error):
             raise TrustError(f"{context}: {error}", _COMPARE) from error
         raise PlantError(f"{context}: {error}") from error
+    except ConnectionRefusedError as error:
+        raise PlantError(f"{context}: nothing listens at this port", "Is the server's OPC UA switched on, and is the port in `urls` right?") from error
     except (TimeoutError, OSError) as error:
-        raise PlantError(f"{context}: {str(error) or 'no answer in time'}") from error
+        remedy = "Check address, cable, routing and firewalls: this box must reach the server's port."
+        raise PlantError(f"{context}: {error.strerror or error or 'no answer in time'}", remedy) from error
     except (EbbgateError, StoreError):
         raise
     except Exception as error:  # hostile or broken bytes make asyncua raise anything: ValueError, struct.error, AssertionError, ...

@@ -123,11 +123,15 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_file_system_smaller_than_the_ring_is_written_round(small: Path, signer: KeySigner) -> None:
+    """While it runs: a start needs 80 KiB of room, which a person makes where the ring's own files took the last of it."""
     root, told = small / "ring", []
     root.mkdir()
     ring_work.work(root, signer, ROOMY, 500, told.append)
-    assert ring_work.faults(root, signer, ROOMY, told[-1]) == []
-    assert min(ring_work.held(root).values()) > 0, "nothing was evicted: the file system was not full"
+    values = [value for _, value in sorted(ring_work.held(root).items())]
+    assert values[-1] == told[-1]
+    kept = values[values.index(max(values[0], told[-1] - 100)) :]
+    assert kept == list(range(kept[0], told[-1] + 1))
+    assert values[0] > 0, "nothing was evicted: the file system was not full"
 
 
 def test_a_disk_that_others_filled_costs_no_history(small: Path, signer: KeySigner) -> None:

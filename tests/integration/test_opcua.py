@@ -77,6 +77,8 @@ def ticks(rows: list[Row]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = collections.defaultdict(list)
     for row in rows:
         assert isinstance(row.value, float), row
+        if row.flags & Flag.REPEATED:
+            continue  # unchanged after a marker: said to be no new reading
         found[row.tag].append(int(row.value))
     return found
 

@@ -74,19 +74,21 @@ class SimReceiver:
         held = self.partials.held(target, now)
         if (target.offset or 0) > held or not body:
             return product.partly(target, held)
-        try:
-            self.partials.add(target, target.offset or 0, body, now)
-        except Missing as missing:
-            return Answer(wire.MISSING_OBJECTS, wire.format_missing(missing.objects, missing.keys))
-        except Refused as refused:
-            return product.refusal(target, refused.reason, refused.last)
-        whole = self.partials.take_whole(target)
-        if whole is None:
-            return product.partly(target, self.partials.held(target, now))
-        answer = await product.put(POLICY, target, whole)
-        if answer.status != wire.OK:
-            self.partials.add(target, 0, whole, now)
-        return answer
+        with self.partials.sending(target, now) as one:
+            try:
+                one.add(target.offset or 0, body)
+            except Missing as missing:
+                self.partials.forget(one)
+                return Answer(wire.MISSING_OBJECTS, wire.format_missing(missing.objects, missing.keys))
+            except Refused as refused:
+                self.partials.forget(one)
+                return product.refusal(target, refused.reason, refused.last)
+            if not one.whole:
+                return product.partly(target, len(one.data))
+            answer = await product.put(POLICY, target, bytes(one.data))
+            if answer.status == wire.OK:
+                self.partials.forget(one)
+            return answer
 
     # ---- what the ledger looks at ----
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from buffer.types import Kind
-from gateway.collect.opcua.decode import Items, blank_items, set_value
+from gateway.collect.opcua.decode import Items, blank_items, put_value
 from gateway.collect.opcua.variant import Value, array_length, null_value, read_elements
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Arrays:
             elements = _elements(items, int(row), len(numbers))
             for number, element in zip(numbers, elements, strict=True):
                 made.handle[at] = number
-                set_value(made, at, element or null_value(), _quality(element, int(items.quality[row])), texts)
+                put_value(made, at, element or null_value(), _quality(element, int(items.quality[row])), texts)
                 at += 1
         return replace(made, texts=tuple(texts)), longer
 
@@ -77,7 +77,7 @@ def pick(items: Items, rows: NDArray[np.int64], k: int) -> Items:
     texts: list[str] = []
     for at, row in enumerate(rows):
         element = _elements(items, int(row), k + 1)[k]
-        set_value(made, at, element or null_value(), _quality(element, int(items.quality[row])), texts)
+        put_value(made, at, element or null_value(), _quality(element, int(items.quality[row])), texts)
     return replace(made, texts=tuple(texts))
 
 

@@ -255,7 +255,7 @@ def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
     texts: list[str] = []
     for one in found.odd:
         items.handle[one.row], items.source_ns[one.row] = one.handle, one.source_ns
-        set_value(items, one.row, one.value, one.quality, texts)
+        put_value(items, one.row, one.value, one.quality, texts)
     overflow = (items.quality & _OVERFLOW_MASK) == _OVERFLOW
     if overflow.any():
         items.flags[overflow] |= np.uint16(Flag.OVERFLOW)
@@ -263,7 +263,7 @@ def _assemble(data: bytes, count: int, width: int, found: _Found) -> Items:
     return Items(items.handle, items.kind, items.values, items.quality, items.flags, items.source_ns, tuple(texts), arrays)
 
 
-def set_value(items: Items, row: int, value: Value, quality: int, texts: list[str]) -> None:
+def put_value(items: Items, row: int, value: Value, quality: int, texts: list[str]) -> None:
     """Write one value into a row; a text goes to `texts`."""
     kind, bits, flags = value
     if flags & Flag.TEXT_REPAIRED and not quality >> _SEVERITY_SHIFT:

@@ -340,7 +340,8 @@ def plant(context: str) -> Iterator[None]:
             raise TrustError(f"{context}: {error}", _COMPARE) from error
         raise PlantError(f"{context}: {error}") from error
     except ConnectionRefusedError as error:
-        raise PlantError(f"{context}: nothing listens at this port", "Is the server's OPC UA switched on, and is the port in `urls` right?") from error
+        remedy = "Is the server's OPC UA switched on, and is the port in `urls` right?"
+        raise PlantError(f"{context}: nothing listens at this port", remedy) from error
     except (TimeoutError, OSError) as error:
         remedy = "Check address, cable, routing and firewalls: this box must reach the server's port."
         raise PlantError(f"{context}: {error.strerror or error or 'no answer in time'}", remedy) from error

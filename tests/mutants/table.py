@@ -15,7 +15,7 @@ CRASH = (
     M("acknowledge before the sync", "buffer.journals", "        writer.append(built[-1].frame)\n        writer.sync()\n", "        writer.append(built[-1].frame)\n", "crash"),
     M("last block of a commit written before the others are synced", "buffer.journals", "        if len(built) > 1:\n            writer.sync()\n", "", "crash"),
     M("no directory sync after a recycled journal is renamed", "buffer.journal", '            storage.fsync_dir(path.rpartition("/")[0])\n', "", "crash"),
-    M("no directory sync after publish", "buffer.storage", "    if durable:\n        _sync_directory(system, directory)\n", "", "crash"),
+    M("no directory sync after publish", "buffer.storage", "    if durable and sync_name:\n        _sync_directory(system, directory)\n", "", "crash"),
     M("no sync before the rename of a published file", "buffer.storage", "            if durable:\n                system.fsync(fd)\n", "", "crash"),
     M("the same file synced again after a failed sync", "buffer.ring", "            self._abandon(fault)\n            self._again(built, now)\n            try:\n                self._journals.write(built)", "            try:\n                self._storage._poisoned.clear()\n                self._journals.active.writer.sync()", "crash"),
     M("a failed block is cut again under the next number", "buffer.ring", "            self._abandon(fault)\n            self._again(built, now)\n", "            self._abandon(fault)\n            built = self._unsynced = self._chain.build(cut(group([], self._gaps)), self._active_table, 0, lambda b, e, o: self._record(now, b, e, o))\n            self._again(built, now)\n", "crash"),

@@ -8,6 +8,7 @@ completed sync persists; a power cut drops or keeps what was not synced; kill -9
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ Gen = tuple[int, int]  # (ordinal, nonce)
 Id = tuple[Gen, int]  # identity of a reading within a stream: (generation, seq)
 
 
-class Model:
+class Model(ABC):
     """Base: what to explore. `fixes` and `mutants` name the flags this model understands."""
 
     name = bounds = ""
@@ -31,14 +32,14 @@ class Model:
     def has(self, flag: str) -> bool:
         return flag in self.flags
 
-    def initial(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def initial(self) -> Any: ...
 
-    def steps(self, s: Any) -> Iterator[Step]:
-        raise NotImplementedError
+    @abstractmethod
+    def steps(self, s: Any) -> Iterator[Step]: ...
 
-    def broken(self, s: Any) -> Iterator[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def broken(self, s: Any) -> Iterator[str]: ...
 
 
 class Search(NamedTuple):

@@ -423,7 +423,9 @@ async def test_a_pause_file_frees_the_device_within_a_second_and_is_committed(tm
                 (pause / "s").unlink()
     assert min(took) < 1.0, took
     assert sum("ann: pump test" in text for text in box.notices(NoticeKind.OPERATOR)) == 3
-    assert good(box, "s.n") == device.given[: len(good(box, "s.n"))]
+    seen = good(box, "s.n")
+    assert seen == sorted(set(seen))
+    assert len(set(device.given[: device.given.index(seen[-1])]) - set(seen)) <= 3, "a pause drops the answer that is under way, and no other"
 
 
 # ---- the process itself, a device nobody here wrote ----

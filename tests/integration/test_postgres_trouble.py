@@ -156,7 +156,8 @@ async def test_a_frame_that_rotted_costs_its_readings_and_no_others_and_comes_wh
     await filled(site)
     live = next((site.root / "landing" / site.stream / "live").glob("*.frames"))
     good = live.read_bytes()
-    live.write_bytes(good[:400] + bytes([good[400] ^ 1]) + good[401:])
+    at = len(good) - 40  # in the payload of the newest frame, not in the file's own first page
+    live.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     async with running(deliver.run(world.real(), site.site())):
         await until((site.root / "deliver/status.json").exists)
         await until(lambda: "does not read" in (site.root / "deliver/status.json").read_text(), 60)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 OVERFLOW_GAPS_MAX: Final = 8  # open at a time: a queue that always overflows is too short, and asking for its history makes it worse
 OVERFLOW_NOTICE_NS: Final = 60 * 10**9  # one notice a minute while a server's queues overflow
 SECOND: Final = 10**9
+RESENT_NS: Final = 30 * SECOND  # after a cut, while what the server held comes in: its newest values may come a second time
 _SEMANTICS_CHANGED: Final = np.uint32(0xC000)  # StructureChanged, SemanticsChanged (OPC 10000-4, 7.39)
 
 
@@ -56,6 +57,7 @@ class Feed:
         self.subscription: Subscription | None = None
         self.tracker: Tracker | None = None
         self.structure: Callable[[str, bytes], object] | None = None
+        self._kept_ns = -RESENT_NS
         self._skew = SkewWatch()
         slowest = max((tag.every_ns for tag in settings.tags), default=0)
         self._slack_ns = settings.publish_ns + slowest
@@ -83,6 +85,12 @@ class Feed:
     def begin(self, subscription: Subscription, last: int) -> None:
         """Use this subscription; `last`: number of its last committed message, 0 for a new one."""
         self.subscription, self.tracker = subscription, Tracker(last)
+
+    def kept(self) -> None:
+        """The subscription outlived a cut: what was on its way comes again, and some servers then repeat each item's newest value."""
+        self._kept_ns = self.runtime.monotonic_ns()
+        if self.tracker is not None:
+            self.tracker.reconnected()
 
     def end(self) -> None:
         """The subscription is gone."""
@@ -129,6 +137,7 @@ class Feed:
                 self._longer[number] = size
                 self.notice(NoticeKind.TAG, event="array longer than `expand`: the rest is not kept", tag=self.tag_id(number), elements=size)
         since = min(now, self._level_ns) - self._slack_ns
+        self.states.resent = self.runtime.monotonic_ns() - self._kept_ns < RESENT_NS
         taken = self.states.take(items, now, since, trusted, self.settings.clock)
         self._tell(taken, now)
         if self.alive_number is not None and np.any(taken.columns.tag == self.alive_number):

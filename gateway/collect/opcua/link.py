@@ -95,8 +95,7 @@ class Link:
             return False
         if feed.tracker is None:
             feed.begin(old, position_number(feed.position, old.identity, old.id))
-        else:
-            feed.tracker.reconnected()
+        feed.kept()
         return True
 
     async def _create_items(self, numbers: tuple[int, ...]) -> None:

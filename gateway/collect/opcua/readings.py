@@ -64,6 +64,7 @@ class TagStates:
         self.written_ns = np.zeros(n, np.int64)  # gateway time of the newest reading, repeated ones included
         self._awaited = ~self.events  # the next value may be one we have
         self._initial = np.zeros(n, np.bool_)  # the next value is the first of a new item
+        self.resent = False  # after a cut any message may bring the newest reading again (node-opcua does so when a session is activated)
         for row, tag in enumerate(self.tags):
             if tag.number in last:
                 self._remember(row, last[tag.number])
@@ -110,10 +111,11 @@ class TagStates:
         self._convert(rows, kind, values, quality)
         none = np.zeros(len(rows), np.bool_)
         initial = back = known = none
-        if (self._awaited[rows] | self._initial[rows]).any():  # after a start or a new item; hardly ever else
+        if self.resent or (self._awaited[rows] | self._initial[rows]).any():  # after a start, a new item or a cut; hardly ever else
             first = none.copy()
             first[np.unique(rows, return_index=True)[1]] = True
-            same = first & self._awaited[rows] & self._same(rows, kind, values, quality, said, items.texts)
+            awaited = self._awaited[rows] | (self.resent & (said != NO_TIME) & ~self.events[rows])
+            same = first & awaited & self._same(rows, kind, values, quality, said, items.texts)
             back = same & self.marked[rows]  # the reading before the marker again: stored, but no second time at its own time
             known = same & ~back
             initial = first & self._initial[rows]

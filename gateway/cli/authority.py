@@ -28,11 +28,10 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _letters(ca: AuthorityDirectory) -> str:
-    from gateway.trust.codes import ca_letters
+def _fingerprint(ca: AuthorityDirectory) -> str:
+    from gateway.trust.enrolment import fingerprint
 
-    text = ca_letters(ca.certificate_der)
-    return f"{text[:4]}-{text[4:]}"
+    return fingerprint(ca.certificate_der)
 
 
 @click.group("ca")
@@ -48,7 +47,7 @@ def ca_init(directory: Path, name: str) -> None:
     from gateway.trust.authority import AuthorityDirectory
 
     ca = AuthorityDirectory.create(directory, name, _now())
-    click.echo(f"written: {directory}/ca.crt, ca.key   fingerprint {_letters(ca)}")
+    click.echo(f"written: {directory}/ca.crt, ca.key   fingerprint {_fingerprint(ca)}")
     click.echo("Back the directory up, offline. Next: ebbgate init receiver")
 
 
@@ -83,7 +82,7 @@ def ca_sign(directory: Path, request: Path, out: Path | None, receiver: str, yes
     if not yes and not click.confirm("Does `ebbgate identity show` over there say the same fingerprint?"):
         raise click.Abort
     publish_file(target, ca.sign(message, _now(), receiver))
-    click.echo(f"written: {target}   fingerprint of this CA {_letters(ca)}")
+    click.echo(f"written: {target}   fingerprint of this CA {_fingerprint(ca)}")
     click.echo(f"Carry it back: ebbgate identity install {target.name}")
 
 
@@ -204,7 +203,7 @@ def ca_list(directory: Path, as_json: bool) -> None:
     ca = AuthorityDirectory(directory)
     revoked = ca.revoked()
     now = _now().strftime("%Y-%m-%dT%H:%M:%SZ")
-    data, lines = [], [f"CA {_letters(ca)}, until {ca.authority.certificate.not_valid_after_utc:%Y-%m-%d}"]
+    data, lines = [], [f"CA fingerprint {_fingerprint(ca)}, until {ca.authority.certificate.not_valid_after_utc:%Y-%m-%d}"]
     for one in ca.issued():
         state = "revoked" if int(one.serial, 16) in revoked.certificates else "expired" if one.until < now else "good"
         keys = {s: k + (" revoked" if bytes.fromhex(k) in revoked.keys else "") for s, k in one.keys.items()}
@@ -214,4 +213,4 @@ def ca_list(directory: Path, as_json: bool) -> None:
     codes = ca.open_codes(time_ns())
     for gateway, until_ns in codes.items():
         lines.append(f"code     {gateway:24} open     until {time.strftime('%Y-%m-%d %H:%M', time.gmtime(until_ns / 1e9))} UTC")
-    emit({"fingerprint": _letters(ca), "issued": data, "codes": codes}, as_json, lines)
+    emit({"fingerprint": _fingerprint(ca), "issued": data, "codes": codes}, as_json, lines)

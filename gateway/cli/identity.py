@@ -79,18 +79,18 @@ def identity_install(answer: Path, config: Path, yes: bool) -> None:
     """Install what the CA answered to this machine's newest request, after checking it against the keys here."""
     from buffer.errors import CorruptError
     from gateway.config import load_identity
-    from gateway.trust import certs, codes, enrolment
+    from gateway.trust import certs, enrolment
 
     me = load_identity(config)
     with answer.open("rb") as file:
         message = file.read(enrolment.MESSAGE_BYTES_MAX + 1)
     try:
         authority = enrolment.answer_authority(message)
-        letters = codes.ca_letters(certs.authority_der(authority))
+        found = enrolment.fingerprint(certs.authority_der(authority))
         held = me.receiver_ca if isinstance(me, enrolment.Identity) else me.gateways_ca
         if not held.exists() or held.read_bytes() != authority:
             known = "another CA than the one installed here" if held.exists() else "a CA this machine does not know yet"
-            click.echo(f"from {known}: {letters[:4]}-{letters[4:]}")
+            click.echo(f"from {known}: fingerprint {found}")
             if not yes and not click.confirm("Is that the fingerprint that `ebbgate ca list` shows?"):
                 raise click.Abort
         _install(me, message)
@@ -191,14 +191,13 @@ def _receiver_facts(me: ReceiverIdentity) -> dict[str, Any]:
 
 
 def _certificate_facts(me: Identity | ReceiverIdentity) -> dict[str, Any]:
-    from gateway.trust import certs, codes, enrolment
+    from gateway.trust import certs, enrolment
 
     if not me.certificate.exists():
         return {"tls_certificate": "none yet; have the request signed"}
     authority = me.receiver_ca if isinstance(me, enrolment.Identity) else me.gateways_ca
-    letters = codes.ca_letters(certs.authority_der(authority.read_bytes()))
     return {
         "tls_days_left": certs.days_left(me.certificate, dt.datetime.now(dt.UTC)),
         "tls_serial": f"{certs.serial(me.certificate):x}",
-        "ca": f"{letters[:4]}-{letters[4:]}",
+        "ca": enrolment.fingerprint(certs.authority_der(authority.read_bytes())),
     }

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from buffer.manifest import FrameKind
+from gateway.wire.request import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.upload.plan import SegmentUnit
-    from gateway.wire.request import Lane
 
 
 class Now(NamedTuple):
@@ -84,12 +84,22 @@ class Counters:
     """Since the start of the process, for status and metrics."""
 
     requests: int = 0
+    bodies: int = 0  # of them, those that brought blocks: at most so many numbers of the landing are ours
     receipts: int = 0
     offers: int = 0
     stale: int = 0
     failures: int = 0
     bytes_live: int = 0
     bytes_backfill: int = 0
+
+    def sent(self, job: Job, size_bytes: int) -> None:
+        """Count a request with a body of this size."""
+        self.requests += 1
+        self.bodies += size_bytes > 0 and job.kind != FrameKind.OBJECT
+        if job.lane == Lane.BACKFILL:
+            self.bytes_backfill += size_bytes
+        else:
+            self.bytes_live += size_bytes
 
 
 def chain_after(request: Request, last: int) -> bytes:

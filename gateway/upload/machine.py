@@ -242,10 +242,7 @@ class Machine:
         size = sum(len(part) for part in parts)
         if job.lane == Lane.BACKFILL:
             self._jobs[job.id] = (job, loaded.size)  # a piece holds on to its whole segment
-            self.counters.bytes_backfill += size
-        else:
-            self.counters.bytes_live += size
-        self.counters.requests += 1
+        self.counters.sent(job, size)
         return Request(job, target, parts, size, loaded.last, loaded.chains, self.memory.landing, now.mono, offset, again)
 
     # ---- how a job ended ----
@@ -341,7 +338,9 @@ class Machine:
             self._held(job, receipt)
 
     def _met(self, receipt: Receipt, now: Now) -> None:
-        """Notice another landing; what it cannot hold any more is offered again."""
+        """Notice another landing, which is offered what it cannot hold any more; and one that holds more than this memory ever sent."""
+        if not self.memory.landing and receipt.ends.live + receipt.ends.backfill > self.counters.bodies:
+            self.memory.forgotten_ns = now.wall
         if receipt.since is not None:
             again = self.memory.cursor.forget_above(receipt.since)
             if again:

@@ -53,5 +53,6 @@ class Memory:
     receipt_ns: int = 0  # wall clock of the newest signed verdict
     restored_ns: int = 0  # wall clock when the receiver was last found restored; 0: never
     restored_blocks: int = 0  # how many blocks that put in doubt
+    forgotten_ns: int = 0  # wall clock when an empty memory met a receiver that holds this stream already; 0: never
     conflicts: int = 0
     fresh: bool = True

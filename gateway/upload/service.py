@@ -47,6 +47,7 @@ WAIT_SECONDS_MAX: Final = 1.0  # windows and live age are looked at again at lea
 BACKLOG_TICKS: Final = 5  # status ticks between two sums over the backlog
 ADVISORY_TICKS: Final = 60
 DEADLINE_SECONDS: Final = 60.0
+ALARM_NS: Final = 86_400 * 10**9  # a day: long enough to be seen by people, short enough to be news
 SLOWEST_BYTES_PER_S: Final = 4_096  # 32 kbit/s: below that a request of 64 KiB cannot end in time
 _ADVISED: Final = ("stream", "time_ns", "cause", "alarm", "backlog_readings", "backlog_bytes", "drain_s", "parked", "last_receipt_ns")
 
@@ -323,8 +324,10 @@ class Uploader:
             return f"the receiver refused {len(memory.parked)} pieces; they are tried again hourly and kept until the ring needs their room"
         if self.machine.objects.refused:
             return "the receiver refuses this gateway's key statement: the site it trusts did not sign it"
-        if memory.restored_ns and self._now().wall - memory.restored_ns < 86_400 * 10**9:
+        if memory.restored_ns and self._now().wall - memory.restored_ns < ALARM_NS:
             return f"the receiver was restored from an earlier state; {memory.restored_blocks} blocks are offered to it again"
+        if memory.forgotten_ns and self._now().wall - memory.forgotten_ns < ALARM_NS:
+            return "upload began without its state, and the receiver holds this stream already: it is asked what it holds; nothing is lost"
         if memory.conflicts:
             return "the receiver holds other readings under the same numbers; see its alarms"
         if self.certificate_ends_ns and self._now().wall > self.certificate_ends_ns:

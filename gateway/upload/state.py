@@ -7,8 +7,8 @@ its content, so each save also keeps the SHA-256 of all rows; a file that says m
     doubt   (generation, first, last)                   to be offered before they are sent
     parked  (generation, first, last, reason, since)    refused by the receiver
     object  (digest)                                    objects the landing took
-    fact    (key, value)                                landing, day, sent, resent, receipt, restored, restored_blocks, conflicts,
-                                                        fresh, stream, version, digest
+    fact    (key, value)                                landing, day, sent, resent, receipt, restored, restored_blocks, forgotten,
+                                                        conflicts, fresh, stream, version, digest
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def to_rows(memory: Memory, stream: str) -> Rows:
     facts: dict[str, int | str] = {
         "version": VERSION, "stream": stream, "landing": m.landing, "day": m.day.number, "sent": m.day.sent_bytes,
         "resent": m.day.resent_bytes, "receipt": m.receipt_ns, "restored": m.restored_ns, "restored_blocks": m.restored_blocks,
-        "conflicts": m.conflicts, "fresh": int(m.fresh),
+        "forgotten": m.forgotten_ns, "conflicts": m.conflicts, "fresh": int(m.fresh),
     }  # fmt: skip
     return {
         "piece": {(p.generation, p.first, p.last, p.ends.live, p.ends.backfill) for p in m.cursor.pieces()},
@@ -177,7 +177,7 @@ def from_rows(rows: Rows) -> Memory:
         m.landing = int(facts["landing"])
         m.day = Day(int(facts["day"]), int(facts["sent"]), int(facts["resent"]))
         m.receipt_ns, m.restored_ns, m.restored_blocks = int(facts["receipt"]), int(facts["restored"]), int(facts["restored_blocks"])
-        m.conflicts = int(facts["conflicts"])
+        m.forgotten_ns, m.conflicts = int(facts.get("forgotten", 0)), int(facts["conflicts"])
         for generation, first, last, live, backfill in sorted(_integers(rows["piece"])):
             m.cursor.receipted(generation, first, last, Ends(live, backfill))
         for generation, first, last in _integers(rows["doubt"]):

@@ -135,7 +135,8 @@ async def test_a_restored_snapshot_of_the_ring(site):
     assert site.account().final == 0
 
 
-async def test_a_wiped_state_of_the_uploader(site):
+async def test_a_wiped_state_of_the_uploader(site, monkeypatch):
+    monkeypatch.setattr(upload, "ADVISORY_TICKS", 2)
     ring = site.ring()
     async with site.all_running():
         put(ring, 0, 30)
@@ -146,6 +147,9 @@ async def test_a_wiped_state_of_the_uploader(site):
     async with site.all_running():
         put(ring, 40, 5)
         await site.everywhere(list(range(45)))
+        shown = site.root / "state" / "upload" / "status.json"
+        await until(lambda: "upload began without its state" in shown.read_text())
+        await until(lambda: "upload began without its state" in site.shown())
     assert site.account().missing == ()
 
 

@@ -98,7 +98,7 @@ def test_a_receipt_in_backfill_above_the_start_of_its_lane_is_doubted_though_liv
 
 
 def memory() -> Memory:
-    m = Memory(landing=5 << 32 | 9, fresh=False, conflicts=2, receipt_ns=77, restored_ns=8, restored_blocks=3)
+    m = Memory(landing=5 << 32 | 9, fresh=False, conflicts=2, receipt_ns=77, restored_ns=8, restored_blocks=3, forgotten_ns=9)
     m.cursor.receipted(1 << 32 | 5, 0, 99, Ends(3, 4))
     m.cursor.doubtful(2 << 32 | 6, 7, 9)
     m.objects.add(bytes(range(32)))
@@ -109,7 +109,7 @@ def memory() -> Memory:
 
 
 def same(a: Memory, b: Memory) -> bool:
-    plain = ("landing", "objects", "parked", "day", "receipt_ns", "restored_ns", "restored_blocks", "conflicts", "fresh")
+    plain = ("landing", "objects", "parked", "day", "receipt_ns", "restored_ns", "restored_blocks", "forgotten_ns", "conflicts", "fresh")
     equal = all(getattr(a, name) == getattr(b, name) for name in plain)
     return equal and list(a.cursor.pieces()) == list(b.cursor.pieces()) and list(a.cursor.doubts()) == list(b.cursor.doubts())
 

@@ -348,6 +348,25 @@ def test_a_restored_receiver_is_noticed_and_what_it_lost_is_offered():
     assert "landing=2-00000006" in request.target
 
 
+@pytest.mark.parametrize(("held", "told"), [(0, False), (7, True)])
+def test_an_empty_memory_that_meets_its_own_past_says_so_and_a_new_gateway_does_not(held, told):
+    site = Site(Memory(), held=False)
+    site.machine.grew(GENERATION, 40, site.now)
+    site.ring((0, 9), (10, 19), journals=((20, 39),))
+    sent = 0
+    for _ in range(30):
+        request = site.request()
+        if request is None:  # something else goes first
+            continue
+        if request.job.offer:
+            site.answer(request, 404, b"")
+            continue
+        sent += request.job.kind != FrameKind.OBJECT
+        site.answer(request, ends=Ends(0, held + sent))
+    assert sent >= 3
+    assert bool(site.memory.forgotten_ns) == told
+
+
 def test_a_receiver_that_was_merely_started_again_is_no_alarm():
     site = restored(Ends(1, 3))
     assert site.memory.landing == LATER

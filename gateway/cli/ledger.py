@@ -79,9 +79,7 @@ def _stream(
     lines = ledger_lines(one)
     lines += [f"  {source}: open since {_utc(since)}, its history is being asked for" for source, since in gaps]
     lines += [f"  {day.date}: {_day_words(day)}" for day in shown]
-    for name, target in targets.items():
-        state = target.get("error") or (f"{target['behind']:,} landing records behind" if target.get("behind") else "up to date")
-        lines.append(f"  target {name}: {target.get('rows', 0):,} readings, {state}")
+    lines += [f"  target {name}: {target.get('rows', 0):,} readings, {_progress(target)}" for name, target in targets.items()]
     lines += [f"  target {name}: {why}" for name, why in unread.items()]
     lines += [f"  alarm: {alarm}" for alarm in alarms]
     missing = [
@@ -97,6 +95,16 @@ def _stream(
         "targets": targets, "alarms": alarms,
     }  # fmt: skip
     return lines, data, bool(one.final or unread)
+
+
+def _progress(target: dict[str, Any]) -> str:
+    """Say how far a target is, as deliver said a second ago."""
+    if target.get("error"):
+        return str(target["error"])
+    if not target.get("behind"):
+        return "up to date"
+    newest = f", newest delivery {_utc(target['delivered_ns'])}" if target.get("delivered_ns") else ""
+    return f"{target['behind']:,} landing records wait{newest}"
 
 
 def _look_back(reader: LandingReader, days: Days, since_ns: int) -> None:

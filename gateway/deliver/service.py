@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -60,11 +61,6 @@ class Feed:
         self._reader = LandingReader(PosixReadStorage(settings.landing / stream))
         self._tables: dict[bytes, TagTable] = {}
         self.bad: dict[tuple[str, int], str] = {}  # (lane, number) -> why
-
-    @property
-    def ends(self) -> dict[str, int]:
-        """One past the newest number of each lane, as of the last look."""
-        return {lane.value: self._reader.state.ends.of(lane) for lane in Lane}
 
     def next(self, cursor: Cursor, sink: Sink) -> Work | None:
         """Return the next piece of work for a sink, None if it has everything; raise CorruptError, StorageFault."""
@@ -180,7 +176,6 @@ def _step(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus) -> bool:
         cursor = sink.write(work)
         status.delivered_ns = runtime.wall_ns()
     status.rows, status.following, status.unread = cursor.rows, dict(cursor.following), dict(cursor.unread)
-    status.behind = sum(max(0, end - cursor.following.get(lane, 0)) for lane, end in feed.ends.items())
     if feed.bad:
         status.why_unread = next(reversed(feed.bad.values()))
     return work is not None
@@ -203,6 +198,7 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
     """Deliver until cancelled; new streams are taken up as they appear."""
     make_directory(settings.deliver)
     statuses: dict[str, dict[str, SinkStatus]] = {}
+    readers: dict[str, LandingReader] = {}  # of the status alone: a sink that works once a minute is behind in between
     log.info("deliver is ready", extra={"data": {"sinks": [s.name for s in settings.sinks], "lake": str(settings.lake)}})
     notify("READY=1")
     async with asyncio.TaskGroup() as group:
@@ -210,13 +206,24 @@ async def run(runtime: Runtime, settings: SiteSettings) -> None:
             for stream in stream_names(settings.landing):
                 if stream in statuses:
                     continue
-                statuses[stream] = {}
+                statuses[stream], readers[stream] = {}, LandingReader(PosixReadStorage(settings.landing / stream))
                 for sink, every_s in make_sinks(runtime, settings):
                     statuses[stream][sink.name] = SinkStatus()
                     group.create_task(feed_sink(runtime, Feed(settings, stream), sink, statuses[stream][sink.name], every_s))
+            for stream, reader in readers.items():
+                await runtime.offload(partial(_measure, reader, statuses[stream]))
             _publish(settings, _status(runtime, statuses))
             notify("WATCHDOG=1")
             await runtime.sleep(1.0)
+
+
+def _measure(reader: LandingReader, sinks: dict[str, SinkStatus]) -> None:
+    """Say how far each sink is behind the landing now. A landing that does not read is the feeds' affair."""
+    with suppress(CorruptError, StorageFault):
+        reader.refresh()
+    ends = reader.state.ends
+    for status in sinks.values():
+        status.behind = sum(max(0, ends.of(lane) - status.following.get(lane.value, 0)) for lane in Lane)
 
 
 def _publish(settings: SiteSettings, status: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def load_certificate_key(path: Path) -> ec.EllipticCurvePublicKey:
         with path.open("rb") as file:
             public = x509.load_pem_x509_certificate(file.read(KEY_FILE_BYTES_MAX)).public_key()
     except (OSError, ValueError) as error:
-        raise TrustError(f"{path}: {error}", "Copy the CA certificate there.") from None
+        raise TrustError(f"{path}: {error}", "Install what the CA answered: ebbgate identity install ANSWER.") from None
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise TrustError(f"{path}: not a P-256 certificate", "Make the CA with `ebbgate ca init`.")
     return public

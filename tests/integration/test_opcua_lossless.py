@@ -28,6 +28,7 @@ pytestmark = pytest.mark.peers
 TAGS, FAST = 120, 20  # more than MaxMonitoredItemsPerCall; twelve requests for history
 PERIOD_MS = 100
 LIMITS = ("SESSION_TIMEOUT_S=7", "LIFETIME_S=7", "KEEP_ALIVE_S=1", "QUEUE_MAX=30", "BACKOFF_CAP_S=1")  # a queue of three seconds
+CUT_S = 60  # beyond everything the server keeps for us but its history
 DEAD_S = 10  # away for so long, nothing at the server waits for us any more
 RESTARTED = 1_000_000  # first value after the server's restart
 KILLS = 10
@@ -81,7 +82,7 @@ async def cuts_beyond_queue_and_subscription(story: Story) -> None:
     await story.until("overflow gap", 20, lambda: any("overflow" in str(told.get("reason")) for told in story.collector.notices("gap")))
     await asyncio.sleep(2)
     await story.whole()
-    await story.cut(DEAD_S)  # beyond everything the server keeps for us
+    await story.cut(CUT_S)
     await asyncio.sleep(2)
     await story.whole()
     events = [told["event"] for told in story.collector.notices("gap")]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.crash.check import examine, held
-from tests.crash.plant import PAGE, Book, Collector, Gone, Script
 from tests.crash.directed import JOURNAL
+from tests.crash.plant import PAGE, Book, Collector, Gone, Script
 from tests.crash.states import Moment, live_of, moments, new_disk
 from tests.crash.toys import TABLES
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk

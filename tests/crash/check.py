@@ -14,7 +14,7 @@ import numpy as np
 from buffer.manifest import Manifest
 from buffer.reader import RingReader
 from buffer.ring import Ring
-from buffer.storage import PosixReadStorage
+from buffer.storage import TEMPORARY_SUFFIX, PosixReadStorage
 from tests.crash.plant import Book, Collector, Facts, Script, message
 from tests.crash.toys import TOY, decode, unseal
 from tests.support.simulated_disk import SimulatedDisk
@@ -137,6 +137,10 @@ def examine(disk: SimulatedDisk, book: Book, lows: tuple[Place, ...], script: Sc
     collector = Collector(disk, calm, book, nonce, book.facts(book.acked).position)
     ring = collector.ring
     ring.commit(collector.now())
+    left = [path for path in disk.paths() if path.endswith(TEMPORARY_SUFFIX)]
+    if left:
+        message = f"{left} is left behind, and will be for ever"
+        raise Violation(message)
     found = held(disk)
     facts = known(ring)
     tried = {count: problems(book, count, found, ring, facts, lows) for count in range(len(book.entries), book.acked - 1, -1)}

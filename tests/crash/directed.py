@@ -24,8 +24,28 @@ DIRECTED = (
     # a commit of two blocks, before and after a gap opened, whose last sync fails though every byte arrived: both stand twice, in turn. The
     # first says nothing of the tags of the second: what was newest before the gap is not what is newest when the copies come
     Script(10**9, 3 * JOURNAL, (("live", 2), ("live", 3), ("sync_fails", 2), ("gap", 1), ("live", 1), ("idle", 1)), reaches=1),
-    # journals are sealed and no `last` file can be written: what they say of the source stands nowhere else
-    Script(10**9, JOURNAL, (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 2, ("no_last", 1), *(("seal", 1),) * 2, ("no_last", 0), ("idle", 1))),
+    # journals are sealed and no `last` file can be written: what they say of the source stands nowhere else, however old they are
+    Script(
+        10**9, JOURNAL,
+        (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 2, ("no_last", 1), *(("seal", 1),) * 2, ("room", 2), ("no_last", 0), ("idle", 1)),
+    ),  # fmt: skip
     # a gap opened while one of an earlier generation is open
     Script(10**9, JOURNAL, (("live", 2), ("gap", 1), ("restart", 1), ("live", 1), ("gap", 2), ("fill", 1), ("restart", 1), ("fill", 1), ("live", 1))),
+    # the same across a start, which cannot write `last` either
+    Script(
+        10**9, JOURNAL,
+        (("live", 2), ("roll", 1), ("gap", 2), ("roll", 1), ("idle", 1), ("no_last", 1), ("seal", 1), ("seal", 1), ("restart", 1), ("room", 2), ("idle", 1), ("no_last", 0)),
+    ),  # fmt: skip
+    # the disk refuses the journal that a commit needs, once: the commit is tried again, and is the same
+    Script(10**9, JOURNAL, (("live", 2), ("roll", 1), ("sync_fails", 1), ("gap", 1), ("live", 1), ("idle", 1))),
+    # segments evicted one by one while their journals must stay, for no `last` holds them; what those say is of an older tag table
+    Script(
+        4 * 3 * JOURNAL + 1200, 3 * JOURNAL,
+        (
+            ("live", 2), ("roll", 1), ("live", 2), ("table", 1), ("live", 3), ("roll", 1), ("live", 2), ("no_last", 1),
+            *(("seal", 1), ("room", 1)) * 3, ("idle", 1), ("no_last", 0), ("idle", 1),
+        ),
+    ),  # fmt: skip
+    # a journal sealed in two parts, of which the disk refuses the second: what is left of it is sealed later
+    Script(10**9, 3 * JOURNAL, (*(("live", 1),) * 4, ("roll", 1), ("idle", 1), ("sync_fails", 5), ("seal", 1), ("idle", 1), ("seal", 1), ("idle", 1))),
 )

@@ -10,14 +10,16 @@ import random
 from collections.abc import Iterator
 
 from buffer import layout
-from buffer.frame import HEADER_BYTES
+from buffer.frame import HEADER_BYTES, MAGIC
 from tests.crash.check import Violation, held, known, plain
+from tests.crash.directed import JOURNAL
 from tests.crash.plant import PAGE, Book, Collector, Script
-from tests.crash.states import Life, live
+from tests.crash.states import Life, live, live_of
 from tests.crash.toys import TOY
 from tests.support.simulated_disk import Medium, SimulatedDisk
 
 SEALED_WITH_A_GAP = -6  # tests.crash.directed
+ENDS_IN_TWO_BLOCKS = Script(10**9, 3 * JOURNAL, (("live", 2), ("gap", 1)))
 
 
 def places(disk: SimulatedDisk) -> list[tuple[str, int]]:
@@ -54,6 +56,18 @@ def marks() -> Iterator[tuple[str, str]]:
             rotten = SimulatedDisk(medium.copy())
             rotten.flip(path, at, 0x10)
             yield f"{SEALED_WITH_A_GAP}:{path}@{at}", judged(rotten, life.book, script, exact=True)
+
+
+def ends() -> Iterator[tuple[str, str]]:
+    """Yield (name, what is broken) of a life whose last commit has two blocks, with a bit changed here and there in the second."""
+    life = live_of(ENDS_IN_TWO_BLOCKS)
+    medium = at_rest(life)
+    inode, offset, data = next(effect[1:] for effect in reversed(life.log) if effect[0] == "write" and effect[3].startswith(MAGIC))
+    path = next(path for path, number in medium.names.items() if number == inode)
+    for at in range(0, len(data.rstrip(b"\0")), 20):
+        disk = SimulatedDisk(medium.copy())
+        disk.flip(path, offset + at, 0x10)
+        yield f"two blocks:{path}@{offset + at}", judged(disk, life.book, ENDS_IN_TWO_BLOCKS)
 
 
 def states(seed: int, most: int = 60) -> Iterator[tuple[str, str]]:
@@ -113,5 +127,5 @@ def _start(disk: SimulatedDisk, book: Book, script: Script, nonce: int, told: se
 
 
 def all_states(count: int) -> Iterator[tuple[str, str]]:
-    """Yield states of as many lives as it takes, after those of `marks`."""
-    return itertools.chain(marks(), itertools.islice(itertools.chain.from_iterable(states(seed) for seed in itertools.count(0, 4)), count))
+    """Yield states of as many lives as it takes, after those of `marks` and `ends`."""
+    return itertools.chain(marks(), ends(), itertools.islice(itertools.chain.from_iterable(states(seed) for seed in itertools.count(0, 4)), count))

@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
+from buffer.errors import SignatureError
+from buffer.frame import payload_digest
+from buffer.manifest import Loss, LossReason
+from buffer.reader import RingReader
+from buffer.ring import Ring
 from tests.crash.check import examine, held
-from tests.crash.directed import JOURNAL
+from tests.crash.directed import DIRECTED, JOURNAL
 from tests.crash.plant import PAGE, Book, Collector, Gone, Script
 from tests.crash.states import Moment, live_of, moments, new_disk
-from tests.crash.toys import TABLES
+from tests.crash.toys import TABLES, TOY, ToySigner
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
 
@@ -125,3 +130,49 @@ def test_the_oldest_goes_first_and_no_more_than_must(sealed):
             assert used > script.max_bytes - 2 * JOURNAL, "evicted though there was room"
             assert ring.usage_bytes() > script.max_bytes - 2 * unit, "more went than had to"
     assert len(lows) > (0 if sealed else 20)
+    medium = collector.disk.medium
+    removed = [effect for effect in collector.disk.calls.log or () if effect[0] == "name" and effect[3] == ""]
+    assert removed
+    assert not any(medium.cache[inode] for _, inode, _, _ in removed), "unlinked before it was cut: a slow reader pins the space"
+
+
+def test_what_is_left_of_a_journal_that_was_half_sealed_is_sealed_later():
+    collector = lived(DIRECTED[12])
+    segments = collector.ring.segments
+    log = collector.disk.calls.log or ()
+    published = [effect[3] for effect in log if effect[0] == "name" and effect[3].endswith(".parquet")]
+    assert any(effect[0] == "sync_failed" for effect in log)
+    assert [name.parquet for name in segments] == published, "one of them twice, or one that is not there"
+    assert len(segments) == 2
+    assert collector.ring.sealable() is None
+
+
+def test_readings_carry_the_tag_table_that_was_in_use():
+    collector = lived(Script(10**9, JOURNAL, ()))
+    reader = RingReader(collector.disk)
+    for how in (2, 1, 3, 2, 1, 1):
+        collector.act("live", how)
+        newest = reader.newest(reader.inventory())
+        assert newest is not None and newest.count
+        assert newest.tag_table_sha256 == payload_digest(TABLES[collector._table])
+        collector.act("table", 1)
+
+
+def test_a_block_with_a_wrong_signature_is_lost_and_named():
+    collector = lived(Script(10**9, JOURNAL, (("live", 2), ("live", 2))))
+    reader = RingReader(collector.disk)
+    generation = collector.ring.generation
+    newest = list(reader.blocks(reader.inventory(), generation, 0))[-1]
+
+    class Doubting(ToySigner):
+        def verify(self, key_id: bytes, algorithm: int, to_be_signed: bytes, signature: bytes) -> None:
+            if newest.cose.endswith(signature):
+                raise SignatureError("not by a key of this stream")
+            super().verify(key_id, algorithm, to_be_signed, signature)
+
+    ring = Ring.open(collector.disk.after_kill(), collector.ring.options, TOY, Doubting(), collector.now(), 2, lambda: 1)
+    ring.use_table(TABLES[0])
+    ring.commit(collector.now())
+    assert ring.state is not None
+    first = newest.manifest.first_seq
+    assert ring.state.lost == (Loss(generation, first, first + newest.manifest.count - 1, LossReason.STORAGE_FAULT),)

@@ -52,9 +52,27 @@ CRASH = (
     M("no room is kept for the state record", "buffer.ring", "self._journals.fits(need_bytes + self.options.reserve_bytes)", "self._journals.fits(need_bytes)", LIVES),
     M("an eviction does not raise low", "buffer.room", "        self.low, self.lost = account(self.lost, low)\n        return True\n", "        self.lost = account(self.lost, low)[1]\n        return True\n", LIVES),
     M("the parent of a directory is not synced", "buffer.storage", "        system.mkdir(path, mode)\n    _sync_directory(system, parent)\n", "        system.mkdir(path, mode)\n", LIVES),
+    M("a journal is given back with what was acknowledged in it", "buffer.journals", "        if active.acked_end == PAGE:\n", "        if True:\n", "crash -3"),
+    M("a journal that holds a block alone is done", "buffer.recovery", "        return following is None or held.covers(end, end)  #", "        return True  #", "crash -2"),
+    M("a sealed journal goes though no `last` holds it", "buffer.retention", "if not j.runs and (j.name.generation, j.last_block) < covered]", "if not j.runs]", "crash -8"),
+    M("`last` counts before it is written", "buffer.room", "        size = self._holdings.publish_last(self._last, generation, seq, block)\n        self.covered = max(self.covered, (generation, block))\n", "        self.covered = max(self.covered, (generation, block))\n        size = self._holdings.publish_last(self._last, generation, seq, block)\n", "crash -8"),
+    M("a start that could not write `last` goes on as if it had", "buffer.ring", "            self._room.publish_last()  # what was read from them outlives them: a crash loop leaves no journal behind\n            self._room.covered", "            self._room.publish_last()  # what was read from them outlives them: a crash loop leaves no journal behind\n        self._room.covered", "crash -10"),
+    M("a gap opens again when its commit is tried again", "buffer.ring", "        gaps = replace(self._gaps, dropped=[])\n", "        gaps = self._gaps\n", "crash -11"),
+    M("what waits is forgotten where no journal can be made", "buffer.ring", "        cuts = cut(group(self._pending, gaps))\n", "        cuts = cut(group(self._pending, gaps))\n        self._pending = []\n", "crash -11"),
+    M("temporary files are left behind", "buffer.recovery", "                if entry.endswith(TEMPORARY_SUFFIX):\n", "                if False:\n", "crash -6"),
+    M("a file is unlinked before it is cut", "buffer.journals", "        storage.truncate(path, 0)\n", "", LIVES),
+    M("the tag table of a file that is still there goes", "buffer.room", "            if place < min(low, newest, *there):\n", "            if place < min(low, newest):\n", "crash -12"),
+    M("no `last` file makes room for the next", "buffer.holdings", "            if fault.errno != ENOSPC:\n                raise\n", "            raise\n", LIVES),
+    M("a run that was half adopted is sealed again whole", "buffer.ring", "                run.first_block, run.first_seq = part.last_block + 1, part.first_seq + part.count\n", "", LIVES),
+    M("on a full disk: evict before the new low is durable", "buffer.ring", "            self._commit_state(now)\n            room.drop_below(room.low)\n", "            room.drop_below(room.low)\n            self._commit_state(now)\n", "crash -5"),
+    M("a journal spans two tag tables", "buffer.ring", "        self._roll = self._roll or digest != self._table\n", "", LIVES),
 )
 
 ROT = (
+    M("losses are not in the record", "buffer.ring", "end, self._room.low, self._room.lost,", "end, self._room.low, (),", "rot"),
+    M("no record says where the generation before its own ended", "buffer.recovery", "        self._end(manifest.generation, manifest.end_seq)\n        if state is not None:\n            if state.predecessor is not None:\n                self._end(*state.predecessor)\n", "        self._end(manifest.generation, manifest.end_seq)\n        if state is not None:\n", "rot"),
+    M("signatures are not looked at in a start", "buffer.recovery", "            found.frame.verified(self._verifier)\n", "            pass\n", LIVES),
+    M("an acknowledged part of a commit whose end rotted is dropped", "buffer.recovery", " and blocks[-1][0].last_block >= proven:\n", ":\n", "rot"),
     M("no look-ahead for later headers", "buffer.journal", "            resume = look_ahead(read, offset + PAGE, salt, number, size_bytes)\n", "            resume = None\n", "rot"),
     M("CRC and digest unchecked", "buffer.frame", "    if zlib.crc32(payload, zlib.crc32(cose)) != header.body_crc:\n", "    if False:\n", "rot"),
     M("lost shrinks", "buffer.recovery", "        out.lost = [*known, *new]\n", "        out.lost = [*new]\n", "rot"),
@@ -95,6 +113,7 @@ WHOLE = (
 MUTANTS = (*CRASH, *ROT, *OTHER, *WHOLE)
 
 EQUIVALENT = (
+    ("readers look at the end of `durable` in bytes and not at its block", "a block at or above the end block of the mark stands in a journal of a later serial, or in the mark's own behind its end offset: both are left out already"),
     ("what lies below low comes back at a start", "`Ring.make_room` removes what lies below the committed `low` after every commit; until then those readings are read once more, each still itself"),
     ("salt of an earlier use accepted", "an old frame is refused by its generation or by its number, which does not rise; salt and order taken away together are a defect, and in the table"),
     ("a journal header of another name is believed", "a file is recycled only when all in it stands in segments or below `low` and in `last`: its old blocks lie before the place of `last`, or belong to another generation, and change nothing"),

@@ -5,12 +5,16 @@ no reader sees what may still vanish. Mutants at the end show that these checks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 
 import pytest
 
+from buffer import layout
 from buffer.errors import CorruptError, StorageFault
+from buffer.frame import payload_digest
+from buffer.manifest import ObjectType
 from gateway.landing import LandingReader
 from gateway.landing.index import LANES
 from gateway.receive import landing as module
@@ -19,7 +23,7 @@ from gateway.receive.landing import Arrival, Landing
 from gateway.runtime import Runtime
 from gateway.wire.receipt import Ends, Verdict
 from gateway.wire.request import Lane
-from tests.support.frames import Source
+from tests.support.frames import TABLE, Source, object_frame
 from tests.support.simulated_disk import Crash, SimulatedDisk
 
 SOURCE = Source([2, 1, 0, 3, 1, 2, 1, 1])
@@ -141,6 +145,28 @@ def look(disk: SimulatedDisk, seen: dict) -> None:
 @pytest.mark.parametrize("part_bytes", [10**9, 1500])
 def test_a_crash_before_any_step_loses_and_doubles_nothing(part_bytes: int) -> None:
     assert crash_everywhere(part_bytes) > 40
+
+
+def test_what_was_receipted_after_a_kill_survives_a_power_cut() -> None:
+    """A receiver that was killed between a rename and the sync of its directory finds a name that a power cut can still take back."""
+    table = object_frame(TABLE, ObjectType.TAG_TABLE)
+
+    def work(disk: SimulatedDisk) -> list[tuple[Arrival, object]]:
+        landing = Landing(disk, "hall1.main", runtime(disk.calls.crash_at + 7))
+        assert landing.store_object(table, 0).verdict in (Verdict.STORED, Verdict.DUPLICATE)
+        return [pair for group in GROUPS[:3] for pair in zip(group, landing.land(group), strict=True)]
+
+    clean = SimulatedDisk()
+    work(clean)
+    for at in range(clean.steps + 1):
+        disk = SimulatedDisk(crash_at=at)
+        with contextlib.suppress(Crash):
+            work(disk)
+        started = disk.after_kill()
+        receipted = work(started)
+        after = SimulatedDisk(started.medium.power_cut([]))
+        assert after.size(layout.object_path(payload_digest(TABLE))), f"step {at}: an object was receipted and is gone"
+        check(after, receipted, {})
 
 
 def test_a_clean_run_says_what_became_of_each_request() -> None:

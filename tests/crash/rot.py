@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from buffer import layout
 from buffer.frame import HEADER_BYTES, MAGIC
-from tests.crash.check import Violation, held, known, plain
+from tests.crash.check import Place, Violation, held, known, plain
 from tests.crash.directed import JOURNAL
 from tests.crash.plant import PAGE, Book, Collector, Script
 from tests.crash.states import Life, live, live_of
@@ -65,9 +65,11 @@ def ends() -> Iterator[tuple[str, str]]:
     inode, offset, data = next(effect[1:] for effect in reversed(life.log) if effect[0] == "write" and effect[3].startswith(MAGIC))
     path = next(path for path, number in medium.names.items() if number == inode)
     for at in range(0, len(data.rstrip(b"\0")), 20):
-        disk = SimulatedDisk(medium.copy())
-        disk.flip(path, offset + at, 0x10)
-        yield f"two blocks:{path}@{offset + at}", judged(disk, life.book, ENDS_IN_TWO_BLOCKS)
+        for refused in ("", "/last/"):  # without `last`, only the record of the next generation says where this one ended
+            disk = SimulatedDisk(medium.copy())
+            disk.flip(path, offset + at, 0x10)
+            disk.calls.refused = refused
+            yield f"two blocks:{path}@{offset + at} {refused}", judged(disk, life.book, ENDS_IN_TWO_BLOCKS)
 
 
 def states(seed: int, most: int = 60) -> Iterator[tuple[str, str]]:
@@ -90,9 +92,12 @@ def states(seed: int, most: int = 60) -> Iterator[tuple[str, str]]:
 def judged(disk: SimulatedDisk, book: Book, script: Script, *, exact: bool = False) -> str:
     """Start twice and compare with the book; return what is broken. exact: nothing may be missing."""
     try:
-        lost: set[tuple[int, int]] = set()
+        lost: set[Place] = set()
+        ended: Place = (0, 0)
         for nonce in (2, 3):
-            lost = _start(disk, book, script, nonce, lost, exact=exact)
+            before, lost, ended = ended, *_start(disk, book, script, nonce, lost, exact=exact)
+            if ended < before:
+                raise Violation(f"G2 the predecessor ended at {before}, and now at {ended}")
             disk = disk.after_kill()
     except Violation as violation:
         return str(violation)
@@ -101,7 +106,8 @@ def judged(disk: SimulatedDisk, book: Book, script: Script, *, exact: bool = Fal
     return ""
 
 
-def _start(disk: SimulatedDisk, book: Book, script: Script, nonce: int, told: set[tuple[int, int]], *, exact: bool) -> set[tuple[int, int]]:
+def _start(disk: SimulatedDisk, book: Book, script: Script, nonce: int, told: set[Place], *, exact: bool) -> tuple[set[Place], Place]:
+    """Start, commit, compare; return what is lost, and what is said of the generation before."""
     collector = Collector(disk, script, book.copy(), nonce, 0)
     collector.ring.commit(collector.now())
     state = collector.ring.state
@@ -123,7 +129,7 @@ def _start(disk: SimulatedDisk, book: Book, script: Script, nonce: int, told: se
         raise Violation(f"lost {sorted(lost)[:4]}; the source is known as {facts}, should be {true}")
     if told - lost:
         raise Violation(f"G2 a loss is withdrawn: {sorted(told - lost)[:4]}")
-    return lost
+    return lost, state.predecessor or (0, 0)
 
 
 def all_states(count: int) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import random
 import pytest
 
 from buffer import layout
-from buffer.errors import CorruptError, StorageFault
+from buffer.errors import CorruptError, MisuseError, StorageFault
 from buffer.frame import payload_digest
 from buffer.manifest import ObjectType
 from gateway.landing import LandingReader
@@ -211,6 +211,9 @@ def test_a_fault_breaks_the_landing_and_promises_nothing() -> None:
             landing.land([arrival(FORK.blocks[1])])
             raise StorageFault("create happens at the first frame only", path="")
         disk.calls.fail.clear()
+        if kind != "create":
+            with pytest.raises(MisuseError, match="after a fault"):
+                landing.land(GROUPS[1])
         for after in (disk.after_kill(), disk.after_power_cut(random.Random(1))):
             check(after, list(zip(GROUPS[0], first, strict=True)), {})
 
@@ -219,15 +222,14 @@ def test_after_a_failed_sync_the_cache_is_not_believed() -> None:
     disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime())
     landing.land(GROUPS[0])
-    index = next(h for h, path in disk._names.items() if path.startswith("index/"))
-    path = disk._names[index]
-    disk.pwrite(index, len(disk.content(path)), b"EBBE what the cache shows and the device never took")
-    disk.calls.fail.add("fdatasync")
-    with pytest.raises(StorageFault):
-        disk.fdatasync(index)
-    disk.calls.fail.clear()  # the page is clean now, the device has nothing: EIO was reported once
+    index = disk._names[next(h for h, path in disk._names.items() if path.startswith("index/"))]
+    disk.calls.sync_faults = frozenset({disk.calls.syncs + 1})  # that of the index, after that of the live frames
+    with pytest.raises(StorageFault, match="index"):
+        landing.land([arrival(B[1])])
+    assert disk.content(index) != disk.on_platter(index)  # the page is clean now, the device has nothing: EIO was reported once
     again = Landing(disk, "hall1.main", runtime(3))
     assert again.state.blocks[SOURCE.generation].covers(0, 0)
+    assert not again.state.blocks[SOURCE.generation].covers(1, 1)
     assert again.state.live_end == 1
 
 

@@ -27,7 +27,7 @@ CRASH = (
     M("recovery does not sync what it believes", "buffer.recovery", "                self._storage.sync_file(path)\n", "                pass\n", "crash"),
     M(".cose before .parquet", "buffer.adopt", "    storage.adopt(part.path, name.parquet)\n    storage.publish(name.cose, [cose_file])\n", "    storage.publish(name.cose, [cose_file])\n    storage.adopt(part.path, name.parquet)\n", "crash -6"),
     M("journal given back before its segment is published", "buffer.adopt", "    storage.publish(name.cose, [cose_file])\n", "", "crash"),
-    M("tail of a commit that never ended is believed", "buffer.recovery", "        while blocks and blocks[-1][0].more and blocks[-1][0].last_block >= proven:\n            blocks.pop()\n", "", "crash"),
+    M("tail of a commit that never ended is believed", "buffer.recovery", "        while blocks and blocks[-1][0].more and not self._was_acknowledged(blocks[-1][0]):\n            blocks.pop()\n", "", "crash"),
     M("positions not recovered", "buffer.last", "            self.positions.update(manifest.positions)\n", "            pass\n", "crash"),
     M("position a block too early", "buffer.cut", "            last.positions[one.source or 0] = one.position\n", "            (out[0] if out else last).positions[one.source or 0] = one.position\n", "crash -7"),
     M("gap opened after the first live commit", "buffer.cut", "            last = Group([], gaps.open, fill)\n", "            last = Group([], gaps.open if change is None or history else gaps.open[:-1], fill)\n", "crash"),
@@ -72,7 +72,9 @@ ROT = (
     M("losses are not in the record", "buffer.ring", "end, self._room.low, self._room.lost,", "end, self._room.low, (),", "rot"),
     M("no record says where the generation before its own ended", "buffer.recovery", "        self._end(manifest.generation, manifest.end_seq)\n        if state is not None:\n            if state.predecessor is not None:\n                self._end(*state.predecessor)\n", "        self._end(manifest.generation, manifest.end_seq)\n        if state is not None:\n", "rot"),
     M("signatures are not looked at in a start", "buffer.recovery", "            found.frame.verified(self._verifier)\n", "            pass\n", LIVES),
-    M("an acknowledged part of a commit whose end rotted is dropped", "buffer.recovery", " and blocks[-1][0].last_block >= proven:\n", ":\n", "rot"),
+    M("an acknowledged part of a commit whose end rotted is dropped", "buffer.recovery", " and not self._was_acknowledged(blocks[-1][0]):\n", ":\n", "rot"),
+    M("it is dropped at the start after that", "buffer.recovery", "        return manifest.count > 0 and (end <= ", "        return False and (end <= ", "rot"),
+    M("it is dropped where no `last` could be written", "buffer.recovery", " or end <= self._stated_end(generation))", ")", "rot"),
     M("no look-ahead for later headers", "buffer.journal", "            resume = look_ahead(read, offset + PAGE, salt, number, size_bytes)\n", "            resume = None\n", "rot"),
     M("CRC and digest unchecked", "buffer.frame", "    if zlib.crc32(payload, zlib.crc32(cose)) != header.body_crc:\n", "    if False:\n", "rot"),
     M("lost shrinks", "buffer.recovery", "        out.lost = [*known, *new]\n", "        out.lost = [*new]\n", "rot"),
@@ -99,6 +101,18 @@ OTHER = (
     M("a sink takes again what it holds", "gateway.deliver.cursor", "        return [hole for first, last in new for hole in held.holes(first, last)]\n", "        return list(new)\n", LANDING),
 )
 
+LANDED = "tests/crash/test_landing.py::test_what_was_receipted_after_a_kill_survives_a_power_cut"
+RECEIVE = (
+    M("a receiver believes the name of an object that was never synced", "gateway.receive.landing", "        storage.fsync_dir(layout.OBJECTS)  #", "        pass  #", LANDED),
+    M("receipt before the index is synced", "gateway.receive.landing", "        self._storage.pwrite(self._index, self._index_end, data)\n        self._storage.fdatasync(self._index)\n", "        self._storage.pwrite(self._index, self._index_end, data)\n", LANDED),
+    M("receipt before the live frames are synced", "gateway.receive.landing", "            self._storage.fdatasync(self._live)\n", "            pass\n", LANDED),
+    M("index before the segments it names", "gateway.receive.landing", "        self._storage.publish_together(group.files)\n        self._append(group.entries)\n", "        self._append(group.entries)\n        self._storage.publish_together(group.files)\n", LANDED),
+    M("names of landed segments are not synced", "buffer.storage", "        for directory in sorted({os.path.dirname(path) for path, _ in files}):\n            self.fsync_dir(directory)\n", "", LANDED),
+    M("a start believes what the cache shows of the index", "gateway.receive.rebuild", "storage.read_direct(name.path, 0, storage.size(name.path) or 0)", "storage.read(name.path, 0, storage.size(name.path) or 0)", "tests/crash/test_landing.py -k cache"),
+    M("a landing goes on after a fault", "gateway.receive.landing", "        self.broken = True  # until everything below is durable\n", "", "tests/crash/test_landing.py -k fault"),
+    M("landing numbers that were in use are used again", "gateway.receive.rebuild", "max(ends.live, mark.end_seq), max(ends.backfill, mark.end_block)", "ends.live, ends.backfill", "tests/crash/test_landing.py -k flipped_byte"),
+)
+
 WHOLE = (
     M("the writer acknowledges before it commits", "gateway.collect.writer", "                await self._runtime.offload(partial(self._append, one.batch))\n", "                await self._runtime.offload(partial(self._append, one.batch))\n                one.done.set_result(None)\n", "whole 2"),
     M("the writer drops the position", "gateway.collect.writer", "self._table.source_number(batch.source), batch.position, batch.gap)", "self._table.source_number(batch.source), None, batch.gap)", "whole"),
@@ -110,7 +124,7 @@ WHOLE = (
     M("a restored receiver is not offered again", "gateway.upload.machine", "            again = self.memory.cursor.forget_above(receipt.since)\n", "            again = 0\n", "whole 3"),
 )
 
-MUTANTS = (*CRASH, *ROT, *OTHER, *WHOLE)
+MUTANTS = (*CRASH, *ROT, *OTHER, *RECEIVE, *WHOLE)
 
 EQUIVALENT = (
     ("readers look at the end of `durable` in bytes and not at its block", "a block at or above the end block of the mark stands in a journal of a later serial, or in the mark's own behind its end offset: both are left out already"),

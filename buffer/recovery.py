@@ -7,7 +7,8 @@
    the disk refuses to give is zeros.
 3. In a journal, a frame that does not verify is the torn tail only if nothing of this journal follows. Blocks of another stream
    or generation, or whose signature does not fit, count as not verifying. Of two copies of one block the first is taken.
-4. A tail of blocks with `more` belongs to a commit that never ended and is dropped, unless `durable` proves it was acknowledged.
+4. A tail of blocks with `more` belongs to a commit that never ended and is dropped, unless something proves that it was acknowledged and
+   its end rotted: `durable`, or, once a later generation has begun, the end that `last` or a record of that one states.
 5. Where a generation ended: the greatest end that a block, a segment, a `last` file, a successor's record or `durable` proves. What
    lies between the newest `low` and such an end, and is neither held nor lost already, is lost (storage fault): a hole in the
    middle, and an acknowledged tail that rotted.
@@ -119,6 +120,7 @@ class _Recovery:
         self._last_place: Place = (0, 0)
         self._held: dict[int, Intervals] = {}
         self._newest_block: dict[int, int] = {}  # per generation, the highest taken
+        self._names: list[JournalName] = []
         self._table = b""
         self.out = Recovered()
 
@@ -129,7 +131,7 @@ class _Recovery:
         self._segments()
         self._last_file()
         self._durable()
-        names = sorted(name for entry in self._storage.list(layout.JOURNALS) if (name := layout.parse_journal(entry)) is not None)
+        self._names = names = sorted(name for entry in self._storage.list(layout.JOURNALS) if (name := layout.parse_journal(entry)) is not None)
         out.free = [n for entry in self._storage.list(layout.JOURNALS) if (n := layout.parse_free(entry)) is not None]
         for i, name in enumerate(names):
             following = names[i + 1] if i + 1 < len(names) and names[i + 1].generation == name.generation else None
@@ -239,21 +241,41 @@ class _Recovery:
         out.journals.append(facts)
 
     def _believable(self, name: JournalName, data: bytes) -> list[tuple[Manifest, bytes]]:
+        blocks = list(self._verified(name, data, self.out.events))
+        while blocks and blocks[-1][0].more and not self._was_acknowledged(blocks[-1][0]):
+            blocks.pop()
+        return blocks
+
+    def _verified(self, name: JournalName, data: bytes, events: list[str]) -> Iterator[tuple[Manifest, bytes]]:
         def read(offset: int, length: int) -> bytes:
             return data[offset : offset + length]
 
         salt = find_salt(read, len(data), name.generation, name.first_seq, name.serial)
-        blocks: list[tuple[Manifest, bytes]] = []
         for found in () if salt is None else scan(read, salt, len(data)):
             problem = self._problem(found, name)
             if isinstance(found, Found) and not problem:
-                blocks.append((found.frame.manifest, bytes(found.frame.payload)))
+                yield found.frame.manifest, bytes(found.frame.payload)
             else:
-                self.out.events.append(f"{name.path} at byte {found.offset}: {problem}")
-        proven = self._mark.end_block if self._mark is not None and self._mark.generation == name.generation else 0
-        while blocks and blocks[-1][0].more and blocks[-1][0].last_block >= proven:
-            blocks.pop()
-        return blocks
+                events.append(f"{name.path} at byte {found.offset}: {problem}")
+
+    def _was_acknowledged(self, manifest: Manifest) -> bool:
+        """Say whether a block whose commit has no end in the journal was acknowledged all the same."""
+        generation = manifest.generation
+        if self._mark is not None and self._mark.generation == generation and manifest.last_block < self._mark.end_block:
+            return True
+        end = manifest.end_seq
+        return manifest.count > 0 and (end <= self.out.ends.get(generation, 0) or end <= self._stated_end(generation))
+
+    def _stated_end(self, generation: int) -> int:
+        """Return where a later generation says that this one ended, 0 if none does. Reads journals once more: a tail is seldom in doubt."""
+        for name in self._names:
+            if name.generation > generation:
+                manifest, _ = next(self._verified(name, read_past_cache(self._storage, name.path), []), (None, b""))
+                if manifest is not None and manifest.state is not None and manifest.state.predecessor is not None:
+                    stated, end = manifest.state.predecessor
+                    if stated == generation:
+                        return end
+        return 0
 
     def _problem(self, found: Found | Hole, name: JournalName) -> str:
         if isinstance(found, Hole):

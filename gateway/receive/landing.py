@@ -103,6 +103,7 @@ class Landing:
         self.events: list[str] = []
         for directory in (INDEX, LIVE, layout.SEGMENTS, layout.OBJECTS, CONFLICT):
             storage.mkdir(directory)
+        storage.fsync_dir(layout.OBJECTS)  # durable before it is believed: who published one may have been killed between rename and sync
         self.objects = {bytes.fromhex(name) for name in storage.list(layout.OBJECTS) if len(name) == 64 and not name.startswith(".")}  # noqa: PLR2004
         found = rebuild(storage)
         self.state: LandingState = found.state

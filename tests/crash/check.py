@@ -14,8 +14,8 @@ import numpy as np
 from buffer.manifest import Manifest
 from buffer.reader import RingReader
 from buffer.ring import Ring
-from buffer.storage import PosixReadStorage
-from tests.crash.plant import Book, Collector, Facts, Script
+from buffer.storage import TEMPORARY_SUFFIX, PosixReadStorage
+from tests.crash.plant import Book, Collector, Facts, Script, message
 from tests.crash.toys import TOY, decode, unseal
 from tests.support.simulated_disk import SimulatedDisk
 
@@ -50,13 +50,34 @@ def held(storage: PosixReadStorage) -> dict[Place, int]:
             if before is not None and m.first_block != before.first_block + 1 and m.first_seq < before.end_seq:
                 raise Violation("G4 blocks overlap")
             before = m
+            here: dict[int, int] = {}
             if m.count:
                 tables.add(m.tag_table_sha256)
-                for seq, value in enumerate(np.asarray(decode(frame.payload, m.count).values).tolist(), m.first_seq):
+                here = dict(enumerate(np.asarray(decode(frame.payload, m.count).values).tolist(), m.first_seq))
+                for seq, value in here.items():
                     _take(out, (generation, seq), value)
+            _position_fits(m, here)
     if any(reader.object_frame(digest) is None for digest in tables):
         raise Violation("G2 the tag table of readings is gone: they are numbers without names")
     return out
+
+
+def _position_fits(manifest: Manifest, here: dict[int, int]) -> None:
+    """The position in a block is that after its readings: in an earlier block, it would stand though the readings rotted away."""
+    position = dict(manifest.positions).get(0)
+    number = int.from_bytes(position or b"", "big")
+    if not set(message(number) if number else ()) <= set(here.values()):
+        text = f"G1 block {manifest.first_block} of {manifest.generation} says that message {number} is in, which stands later"
+        raise Violation(text)
+
+
+def announced(storage: PosixReadStorage, low: Place) -> None:
+    """A .cose announces a segment: a reader that does not find the .parquet beside it takes its readings for evicted."""
+    reader = RingReader(storage)
+    for name in reader.inventory().segments:
+        if (name.generation, name.last) >= low and reader.segment_frame(name) is None:
+            message = f"G2 segment {name.parquet} is announced and not there"
+            raise Violation(message)
 
 
 def _take(out: dict[Place, int], place: Place, value: int) -> None:
@@ -116,6 +137,10 @@ def examine(disk: SimulatedDisk, book: Book, lows: tuple[Place, ...], script: Sc
     collector = Collector(disk, calm, book, nonce, book.facts(book.acked).position)
     ring = collector.ring
     ring.commit(collector.now())
+    left = [path for path in disk.paths() if path.endswith(TEMPORARY_SUFFIX)]
+    if left:
+        message = f"{left} is left behind, and will be for ever"
+        raise Violation(message)
     found = held(disk)
     facts = known(ring)
     tried = {count: problems(book, count, found, ring, facts, lows) for count in range(len(book.entries), book.acked - 1, -1)}

@@ -134,10 +134,15 @@ class Collector:
         self._clock = itertools.count(nonce * 10**6)
         self._late = 0
         self._table = 0
-        salts = itertools.count(nonce * 1000 + 1)
-        options = RingOptions(STREAM, script.max_bytes, script.journal_bytes, reserve_bytes=RESERVE)
-        self.ring = Ring.open(disk, options, TOY, TOY, self.now(), nonce, lambda: next(salts))
-        self.ring.use_table(TABLES[0])
+        self._nonce = nonce
+        self._salts = itertools.count(nonce * 1000 + 1)
+        self._options = RingOptions(STREAM, script.max_bytes, script.journal_bytes, reserve_bytes=RESERVE)
+        self.ring = self._open()
+
+    def _open(self) -> Ring:
+        ring = Ring.open(self.disk, self._options, TOY, TOY, self.now(), self._nonce, lambda: next(self._salts))
+        ring.use_table(TABLES[0])
+        return ring
 
     def now(self) -> Instant:
         """The wall clock is wrong by years, back and forth: nothing may depend on it."""
@@ -158,9 +163,13 @@ class Collector:
         self.begin()
         for what, how in script.actions:
             try:
-                getattr(self, "_do_" + what)(how)
+                self.act(what, how)
             except StorageFault:
                 pass  # everything but a commit is tried again at its next turn, as collect does
+
+    def act(self, what: str, how: int) -> None:
+        """Do one thing; raise StorageFault, Gone."""
+        getattr(self, "_do_" + what)(how)
 
     def _commit(self, values: tuple[int, ...], facts: Facts) -> None:
         book, ring = self.book, self.ring
@@ -238,6 +247,21 @@ class Collector:
             self.ring.append(columns_of(live), 0, place(facts.position + 1))
             facts = facts.live(facts.position + 1, live)
         self._commit(some + live, facts)
+
+    def _do_sync_fails(self, how: int) -> None:
+        """Have one of the next syncs fail: 1, the very next."""
+        calls = self.disk.calls
+        calls.sync_faults |= {calls.syncs + how - 1}
+
+    def _do_no_last(self, how: int) -> None:
+        """Have no `last` file written from here on; 0: written again."""
+        self.disk.calls.refused = "/last/" if how else ""
+
+    def _do_restart(self, how: int) -> None:
+        """Stop where nothing waits, and start: the next generation, on what the cache shows."""
+        self.ring = self._open()
+        self._table = 0
+        self.begin()
 
     def _do_idle(self, how: int) -> None:
         self._commit((), self.facts)

@@ -22,7 +22,8 @@ VIOLATIONS_SHOWN = 20
 
 def some(job: int, jobs: int, first_seed: int, count: int) -> tuple[int, list[tuple[str, str]]]:
     """Enumerate this job's part; return how many states, and what was broken."""
-    from tests.crash.states import DIRECTED, states
+    from tests.crash.directed import DIRECTED
+    from tests.crash.states import states
     from tests.crash.toys import install
 
     install()

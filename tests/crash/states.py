@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from buffer.errors import StorageFault
-from tests.crash.check import Place, Violation, examine, held
+from tests.crash.check import Place, Violation, announced, examine, held
+from tests.crash.directed import DIRECTED
 from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
@@ -23,26 +24,6 @@ CUTS_MAX = 20
 TWICE = 12  # one state in so many is crashed again
 TWICE_STATES = 4
 ERRNOS = (errno.EIO, errno.EIO, errno.EIO, errno.ENOSPC, errno.EMFILE)
-
-JOURNAL = RESERVE + 6 * PAGE
-DIRECTED = (  # lives by hand, seeds -1, -2...: what chance meets seldom. Each says what it is for
-    # a gap opened in a journal that is evicted before any `last` file holds it
-    Script(3 * JOURNAL, JOURNAL, (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 4, ("idle", 1))),
-    # syncs that fail though every byte arrived: two copies of one block, then sealed
-    Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("live", 1), ("roll", 1), ("live", 1)), (), (5, 9), 1),
-    # syncs that fail and leave nothing: blocks that only the cache shows
-    Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("live", 1), ("roll", 1), ("live", 1)), (), (5, 9), 0),
-    # journals recycled within a generation: old frames stand behind new ones
-    Script(10**9, JOURNAL, (*(("live", 2),) * 5, ("roll", 1), ("live", 2), ("seal", 3), ("room", 2), ("roll", 1), ("live", 2), ("idle", 1), ("live", 2))),
-    # two tag tables in turn on a disk that is full: the one in use next was in use long ago
-    Script(
-        10**9, JOURNAL, (("table", 1), ("live", 2), ("table", 1), ("live", 2), *(("roll", 1), ("live", 2)) * 2, ("table", 1), ("live", 2), ("roll", 1), ("live", 2)),
-        capacity=29 * PAGE,
-    ),  # fmt: skip
-    # a segment is published and its `last` file is not: what the journal says of the source stands nowhere else
-    Script(10**9, JOURNAL, (("live", 2), ("gap", 2), ("roll", 1), ("idle", 1), ("seal", 1), ("live", 1), ("idle", 1))),
-)
-
 
 def script_of(seed: int) -> Script:
     """Return the life of a seed: every fourth sees calls fail, every fourth a full disk, half are small and evict. Below 0: DIRECTED."""
@@ -146,6 +127,11 @@ class Life:
 def live(seed: int) -> tuple[Script, Life]:
     """Return the whole life of a seed; raise Violation."""
     script = script_of(seed)
+    return script, live_of(script)
+
+
+def live_of(script: Script) -> Life:
+    """Return the whole life of a script; raise Violation."""
     start, book = Medium(), Book()
     disk = new_disk(start.copy(), script)
     try:
@@ -156,7 +142,7 @@ def live(seed: int) -> tuple[Script, Life]:
         if script.capacity > 10**9 and not script.faults and not script.syncs:
             raise Violation(f"did not start: {fault}") from fault
     assert disk.calls.log is not None
-    return script, Life(start, Book(), disk.calls.log, book)
+    return Life(start, Book(), disk.calls.log, book)
 
 
 def one(moment: Moment, medium: Medium, script: Script, nonce: int, durable: dict[Place, int] | None, *, long: bool = True) -> tuple[str, Life, dict[Place, int]]:
@@ -182,6 +168,7 @@ def one(moment: Moment, medium: Medium, script: Script, nonce: int, durable: dic
 def reader(disk: SimulatedDisk, moment: Moment, durable: dict[Place, int]) -> None:
     """A reader beside the living writer: everything acknowledged, nothing that a power cut could still take back."""
     seen = held(disk)
+    announced(disk, max(moment.lows))
     book = moment.book
     for place in seen:
         if place not in durable and place >= max(moment.lows):

@@ -5,12 +5,16 @@ no reader sees what may still vanish. Mutants at the end show that these checks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 
 import pytest
 
-from buffer.errors import CorruptError, StorageFault
+from buffer import layout
+from buffer.errors import CorruptError, MisuseError, StorageFault
+from buffer.frame import payload_digest
+from buffer.manifest import ObjectType
 from gateway.landing import LandingReader
 from gateway.landing.index import LANES
 from gateway.receive import landing as module
@@ -19,7 +23,7 @@ from gateway.receive.landing import Arrival, Landing
 from gateway.runtime import Runtime
 from gateway.wire.receipt import Ends, Verdict
 from gateway.wire.request import Lane
-from tests.support.frames import Source
+from tests.support.frames import TABLE, Source, object_frame
 from tests.support.simulated_disk import Crash, SimulatedDisk
 
 SOURCE = Source([2, 1, 0, 3, 1, 2, 1, 1])
@@ -143,6 +147,28 @@ def test_a_crash_before_any_step_loses_and_doubles_nothing(part_bytes: int) -> N
     assert crash_everywhere(part_bytes) > 40
 
 
+def test_what_was_receipted_after_a_kill_survives_a_power_cut() -> None:
+    """A receiver that was killed between a rename and the sync of its directory finds a name that a power cut can still take back."""
+    table = object_frame(TABLE, ObjectType.TAG_TABLE)
+
+    def work(disk: SimulatedDisk) -> list[tuple[Arrival, object]]:
+        landing = Landing(disk, "hall1.main", runtime(disk.calls.crash_at + 7))
+        assert landing.store_object(table, 0).verdict in (Verdict.STORED, Verdict.DUPLICATE)
+        return [pair for group in GROUPS[:3] for pair in zip(group, landing.land(group), strict=True)]
+
+    clean = SimulatedDisk()
+    work(clean)
+    for at in range(clean.steps + 1):
+        disk = SimulatedDisk(crash_at=at)
+        with contextlib.suppress(Crash):
+            work(disk)
+        started = disk.after_kill()
+        receipted = work(started)
+        after = SimulatedDisk(started.medium.power_cut([]))
+        assert after.size(layout.object_path(payload_digest(TABLE))), f"step {at}: an object was receipted and is gone"
+        check(after, receipted, {})
+
+
 def test_a_clean_run_says_what_became_of_each_request() -> None:
     disk = SimulatedDisk()
     verdicts = [landed.verdict for _, landed in play(disk)]
@@ -185,6 +211,9 @@ def test_a_fault_breaks_the_landing_and_promises_nothing() -> None:
             landing.land([arrival(FORK.blocks[1])])
             raise StorageFault("create happens at the first frame only", path="")
         disk.calls.fail.clear()
+        if kind != "create":
+            with pytest.raises(MisuseError, match="after a fault"):
+                landing.land(GROUPS[1])
         for after in (disk.after_kill(), disk.after_power_cut(random.Random(1))):
             check(after, list(zip(GROUPS[0], first, strict=True)), {})
 
@@ -193,15 +222,14 @@ def test_after_a_failed_sync_the_cache_is_not_believed() -> None:
     disk = SimulatedDisk()
     landing = Landing(disk, "hall1.main", runtime())
     landing.land(GROUPS[0])
-    index = next(h for h, path in disk._names.items() if path.startswith("index/"))
-    path = disk._names[index]
-    disk.pwrite(index, len(disk.content(path)), b"EBBE what the cache shows and the device never took")
-    disk.calls.fail.add("fdatasync")
-    with pytest.raises(StorageFault):
-        disk.fdatasync(index)
-    disk.calls.fail.clear()  # the page is clean now, the device has nothing: EIO was reported once
+    index = disk._names[next(h for h, path in disk._names.items() if path.startswith("index/"))]
+    disk.calls.sync_faults = frozenset({disk.calls.syncs + 1})  # that of the index, after that of the live frames
+    with pytest.raises(StorageFault, match="index"):
+        landing.land([arrival(B[1])])
+    assert disk.content(index) != disk.on_platter(index)  # the page is clean now, the device has nothing: EIO was reported once
     again = Landing(disk, "hall1.main", runtime(3))
     assert again.state.blocks[SOURCE.generation].covers(0, 0)
+    assert not again.state.blocks[SOURCE.generation].covers(1, 1)
     assert again.state.live_end == 1
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.crash.check import held
+from buffer.errors import SignatureError
+from buffer.frame import payload_digest
+from buffer.manifest import Loss, LossReason
+from buffer.reader import RingReader
+from buffer.ring import Ring
+from tests.crash.check import examine, held
+from tests.crash.directed import DIRECTED, JOURNAL
 from tests.crash.plant import PAGE, Book, Collector, Gone, Script
-from tests.crash.states import JOURNAL, new_disk
-from tests.crash.toys import TABLES
-from tests.support.simulated_disk import Medium
+from tests.crash.states import Moment, live_of, moments, new_disk
+from tests.crash.toys import TABLES, TOY, ToySigner
+from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
 
 def lived(script: Script) -> Collector:
@@ -19,6 +27,13 @@ def lived(script: Script) -> Collector:
     except Gone:
         pass
     return collector
+
+
+def moment(script: Script, wanted: Callable[[Effect], bool]) -> Moment:
+    """Return the moment after the newest effect of a life that is wanted."""
+    life = live_of(script)
+    number = max(i for i, effect in enumerate(life.log) if wanted(effect))
+    return next(m for m in moments(life.start, life.log, life.book, life.first) if m.number == number)
 
 
 @pytest.mark.parametrize("pages", range(26, 60, 3))
@@ -54,8 +69,9 @@ def test_what_others_fill_costs_one_eviction_not_the_history():
     assert 0 < len(gone) <= len(before) / 4, f"{len(gone)} of {len(before)} readings evicted for a disk that evicting does not help"
 
 
+@pytest.mark.parametrize("actions", [(("live", 2), ("roll", 1)) * 40, (("live", 2),) * 60], ids=["journals that have room", "journals filled to the end"])
 @pytest.mark.parametrize("free", [0, 3 * PAGE])
-def test_a_disk_filled_to_the_last_byte_is_written_round(free):
+def test_a_disk_filled_to_the_last_byte_is_written_round(free, actions):
     script = Script(10**9, JOURNAL, (("live", 2), ("roll", 1)) * 6)  # nothing is sealed: only journals can go, and only what `last` holds
     collector = lived(script)
     for nonce in (2, 3):
@@ -63,7 +79,7 @@ def test_a_disk_filled_to_the_last_byte_is_written_round(free):
         collector.run(script)
     calls = collector.disk.calls
     calls.capacity = calls.used() + free
-    collector.run(Script(10**9, JOURNAL, (("live", 2), ("roll", 1)) * 40))
+    collector.run(Script(10**9, JOURNAL, actions))
     seen, state = held(collector.disk), collector.ring.state
     assert state is not None and state.lost == ()
     expected = {(e.generation, e.first_seq + i): v for e in collector.book.entries for i, v in enumerate(e.values)}
@@ -77,3 +93,86 @@ def test_a_journal_whose_sync_failed_is_never_written_or_synced_again():
     at, inode = next((i, effect[1]) for i, effect in enumerate(log) if effect[0] == "sync_failed")
     assert [effect for effect in log[:at] if effect[:2] == ("sync", inode)], "nothing was acknowledged in it: it went at once"
     assert [effect for effect in log[at + 1 :] if effect[0] in ("write", "sync") and effect[1] == inode] == []
+
+
+def test_a_start_believes_no_name_that_a_power_cut_can_take_back():
+    # the second journal holds nothing but a position, which stands in the `last` file whose name is not durable yet
+    script = Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("roll", 1), ("live", 1), ("roll", 1), ("idle", 1), ("seal", 1)))
+    published = moment(script, lambda effect: effect[0] == "name" and effect[3].startswith("last/0"))
+    assert published.book.facts(published.book.acked).position == 5
+    disk = SimulatedDisk(published.medium.copy())  # kill -9
+    _, book = examine(disk, published.book, published.lows, script, 2, long=False)
+    examine(SimulatedDisk(disk.medium.power_cut([])), book, published.lows, script, 3)
+
+
+def test_directories_are_durable_when_they_are_made():
+    disk = SimulatedDisk()
+    disk.mkdir("a/b/c")
+    disk.publish("a/b/c/file", [b"x"])
+    assert SimulatedDisk(disk.medium.power_cut([])).read("a/b/c/file", 0, 9) == b"x"
+
+
+@pytest.mark.parametrize("sealed", [0, 1])
+def test_the_oldest_goes_first_and_no_more_than_must(sealed):
+    script = Script((8 - 5 * sealed) * JOURNAL, JOURNAL, ())
+    collector = lived(script)
+    ring, lows, unit = collector.ring, [], PAGE if sealed else JOURNAL
+    for action in (("live", 2), ("roll", 1), ("seal", sealed), ("room", 2)) * (60 + 90 * sealed):
+        before, used = collector.book.low, ring.usage_bytes()
+        collector.act(*action)
+        low, seen = collector.book.low, held(collector.disk)
+        assert min(seen, default=low) >= low, "what lies below `low` is there"
+        expected = [(e.generation, e.first_seq + i) for e in collector.book.entries for i in range(len(e.values))]
+        assert sorted(seen) == [place for place in expected if place >= low], "a hole, or not the oldest"
+        assert ring.usage_bytes() <= script.max_bytes or action[0] == "seal", "a segment makes room at the next commit"
+        if low != before:
+            lows.append(low)
+            assert used > script.max_bytes - 2 * JOURNAL, "evicted though there was room"
+            assert ring.usage_bytes() > script.max_bytes - 2 * unit, "more went than had to"
+    assert len(lows) > (0 if sealed else 20)
+    medium = collector.disk.medium
+    removed = [effect for effect in collector.disk.calls.log or () if effect[0] == "name" and effect[3] == ""]
+    assert removed
+    assert not any(medium.cache[inode] for _, inode, _, _ in removed), "unlinked before it was cut: a slow reader pins the space"
+
+
+def test_what_is_left_of_a_journal_that_was_half_sealed_is_sealed_later():
+    collector = lived(DIRECTED[12])
+    segments = collector.ring.segments
+    log = collector.disk.calls.log or ()
+    published = [effect[3] for effect in log if effect[0] == "name" and effect[3].endswith(".parquet")]
+    assert any(effect[0] == "sync_failed" for effect in log)
+    assert [name.parquet for name in segments] == published, "one of them twice, or one that is not there"
+    assert len(segments) == 2
+    assert collector.ring.sealable() is None
+
+
+def test_readings_carry_the_tag_table_that_was_in_use():
+    collector = lived(Script(10**9, JOURNAL, ()))
+    reader = RingReader(collector.disk)
+    for how in (2, 1, 3, 2, 1, 1):
+        collector.act("live", how)
+        newest = reader.newest(reader.inventory())
+        assert newest is not None and newest.count
+        assert newest.tag_table_sha256 == payload_digest(TABLES[collector._table])
+        collector.act("table", 1)
+
+
+def test_a_block_with_a_wrong_signature_is_lost_and_named():
+    collector = lived(Script(10**9, JOURNAL, (("live", 2), ("live", 2))))
+    reader = RingReader(collector.disk)
+    generation = collector.ring.generation
+    newest = list(reader.blocks(reader.inventory(), generation, 0))[-1]
+
+    class Doubting(ToySigner):
+        def verify(self, key_id: bytes, algorithm: int, to_be_signed: bytes, signature: bytes) -> None:
+            if newest.cose.endswith(signature):
+                raise SignatureError("not by a key of this stream")
+            super().verify(key_id, algorithm, to_be_signed, signature)
+
+    ring = Ring.open(collector.disk.after_kill(), collector.ring.options, TOY, Doubting(), collector.now(), 2, lambda: 1)
+    ring.use_table(TABLES[0])
+    ring.commit(collector.now())
+    assert ring.state is not None
+    first = newest.manifest.first_seq
+    assert ring.state.lost == (Loss(generation, first, first + newest.manifest.count - 1, LossReason.STORAGE_FAULT),)

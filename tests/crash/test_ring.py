@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
+from tests.crash.directed import DIRECTED
 from tests.crash.rot import all_states
-from tests.crash.states import DIRECTED, replay, states
+from tests.crash.states import replay, states
 from tests.crash.toys import install
 from tests.support.simulated_disk import Medium, pieces_of
 

@@ -19,7 +19,8 @@ The fault model.
 * **kill -9** leaves the cache as it was, un-synced pieces still on their way: a power cut after it may lose them yet.
 * **Full disk.** Beyond `capacity` bytes (files, and what others put there) writes that grow a file, and creations, fail with ENOSPC;
   writes into what is there do not. The data written before the failure stays.
-* **Any call may fail** (`faults`: EIO, ENOSPC, EMFILE...), by its number among the calls that change something.
+* **Any call may fail** (`faults`: EIO, ENOSPC, EMFILE...), by its number among the calls that change something, by its name, or because of
+  the directory it is for.
 
 What is not modelled: a device that lies about its flush, two processes that write one file, mmap, links, owners and modes.
 """
@@ -196,6 +197,7 @@ class Calls:
         self.steps = 0
         self.crash_at = -1
         self.fail: set[str] = set()
+        self.refused = ""  # directory in which nothing can be changed, "" for none
         self.faults: dict[int, int] = {}
         self.syncs = 0  # of files, so far
         self.sync_faults: frozenset[int] = frozenset()  # numbers of syncs that fail
@@ -213,7 +215,7 @@ class Calls:
         if self.crash_at >= 0 and self.steps >= self.crash_at:
             raise Crash
         number, self.steps = self.steps, self.steps + 1
-        if number in self.faults or name in self.fail:
+        if number in self.faults or name in self.fail or (self.refused and path.startswith(self.refused)):
             raise OSError(self.faults.get(number, errno.EIO), "said no", path)
 
     def effect(self, *effect: Any) -> None:

@@ -26,10 +26,11 @@ NAN = 0x7FF8_0000_0000_0BAD
 MINUS_ZERO = 0x8000_0000_0000_0000
 
 
-def sealed_ring(root, columns):
+def sealed_ring(root, *commits):
     ring = open_ring(root)
-    ring.append(columns)
-    ring.commit(instant())
+    for columns in commits:
+        ring.append(columns)
+        ring.commit(instant())
     ring._roll = True
     ring.commit(instant())
     return ring, with_root(ring.sealable(), str(root))
@@ -99,6 +100,19 @@ def test_a_part_that_is_not_what_the_child_checked_is_refused(tmp_path, change):
     result = seal(request)
     with pytest.raises(CorruptError, match="not what the child checked"):
         ring.adopt(request, replace(result, parts=(replace(result.parts[0], **change),)), instant())
+
+
+@pytest.mark.parametrize("left_out", [{"first_block": 2}, {"last_block": 1}])
+def test_a_part_that_leaves_out_a_block_is_refused(tmp_path, left_out):
+    ring, request = sealed_ring(tmp_path, some(0, 10), some(10, 10))
+    assert request.last_block == 2
+    result = seal(replace(request, **left_out))
+    assert result.parts, "a good file, of the wrong blocks"
+    with pytest.raises(CorruptError, match="not the blocks that were asked for"):
+        ring.adopt(request, result, instant())
+    assert ring.segments == []
+    assert with_root(ring.sealable(), str(tmp_path)) == request
+    assert [(name.first, name.last) for name in ring.adopt(request, seal(request), instant())] == [(0, 19)]
 
 
 def test_journals_that_stand_in_segments_go_before_history(tmp_path):

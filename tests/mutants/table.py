@@ -48,7 +48,7 @@ CRASH = (
     M("open gaps not recovered", "buffer.ring", "tuple(sorted(found.state.open_gaps)) if found.state else ()", "()", "crash"),
     M("a generation does not say where its predecessor ended", "buffer.ring", "        self._predecessor = max(found.ends.items(), default=None)\n", "        self._predecessor = None\n", "crash"),
     M("the newest goes first", "buffer.retention", "    return sorted(out, key=lambda unit: unit[0])\n", "    return sorted(out, key=lambda unit: unit[0], reverse=True)\n", "crash -1"),
-    M("no room is kept for the state record", "buffer.ring", "self._journals.fits(need_bytes + self.options.reserve_bytes)", "self._journals.fits(need_bytes)", "crash"),
+    M("no room is kept for the state record", "buffer.ring", "if not self._roll and self._journals.fits(need_bytes + self.options.reserve_bytes)", "if not self._roll and self._journals.fits(need_bytes)", "crash"),
     M("a record is not repeated in an eviction", "buffer.room", "        self.low, self.lost = account(self.lost, low)\n        return True\n", "        self.lost = account(self.lost, low)[1]\n        return True\n", "crash -1"),
     M("the parent of a directory is not synced", "buffer.storage", "        system.mkdir(path, mode)\n    _sync_directory(system, parent)\n", "        system.mkdir(path, mode)\n", "crash"),
 )
@@ -71,7 +71,9 @@ LANDING = "tests/model/test_model.py -k landing"
 OTHER = (
     M("a tag table that is used again is dropped with its old readings", "buffer.ring", "        self.last.tables[digest] = (self.generation, self._chain.seq)  #", "        pass  #", LIVES),
     M("a poisoned journal is recycled", "buffer.journals", "if pool and room and not journal.poisoned and journal", "if pool and room and journal", LIVES),
-    M("eviction though others filled the disk", "buffer.ring", "            self._helpless = self._storage.free_bytes() - before < (used - room.used_bytes()) // 2\n", "", LIVES),
+    M("eviction though others filled the disk", "buffer.space", "            self.helpless = self._storage.free_bytes() - before < (used - room.used_bytes()) // 2\n", "", LIVES),
+    M("a start has no place for the record that must precede an eviction", "buffer.journals", "        if not self.reserve:\n            return False\n", "        if True:\n            return False\n", LIVES),
+    M("a start evicts less than the next one needs", "buffer.space", "                step = 2 * journals.reserve_file_bytes\n", "", LIVES),
     M("the sealed file is not what the child checked", "buffer.adopt", " or hashlib.sha256(data).hexdigest() != part.sha256:", ":", "tests/unit/test_sealed_ring.py"),
     M("sealed parts that leave out a block", "buffer.adopt", "    if ends != begins or not chained or any(p.count <= 0 for p in parts):\n", "    if False:\n", "tests/unit/test_sealed_ring.py"),
     M("a second writer is let in", "buffer.storage", "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "                pass\n", "tests/unit/test_ring.py"),

@@ -3,9 +3,10 @@
 100 sealed files of a million readings of 1,000 tags, ids sorted apart from devices: made by the writer of the sealing child, with signed
 manifests, but not passed through a journal. Twelve are generated, three hours and twenty minutes in a row; the other 88 are links to those
 of the twelve that hold nothing of the hour that is asked for, under names of their own: a statement must look at each of the 100 files, and
-the answer stands in five of them. `statement`: in an open
-session of the query process, views of the product, as DuckDB runs it. `command`: the whole of `ebbgate query` behind its command line: a new process that
-gives up its right to write, imports DuckDB, reads the names, plans, runs. Peer: the same readings as pyarrow writes them by default
+the answer stands in five of them. `statement`: the SQL alone, in an open
+session of the query process, views of the product, until all rows are fetched. `command`: the whole of `ebbgate query` behind its command line: a new process that
+gives up its right to write, imports DuckDB, reads the names, plans, runs, hands over the rows. Times are medians; `best_ms` is the shortest of all, what it takes
+where no neighbour interferes. Peer: the same readings as pyarrow writes them by default
 (arrival order, zstd), the same statement.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -121,7 +123,7 @@ def run(report: Report) -> None:
 
     def command() -> Sample:
         samples: list[Sample] = []
-        with stopwatch(1, samples) as extra:
+        with stopwatch(1, samples, children_cpu_s) as extra:
             extra["rows"] = len(run_query(root, sql("readings", picked[0], first_s, 1)).rows)
         return samples[0]
 
@@ -139,10 +141,17 @@ def run(report: Report) -> None:
     }  # fmt: skip
     line(report, "statement.tag_hour", result["ours"], result["peer"], f"value <= {GOAL_MS}", facts)
     line(report, "statement.tag_all", result["ours all"], result["peer all"], "", facts | {"what": whole[0]})
-    report.add("command.tag_hour", median(result["command"], lambda s: s.wall_s) * 1e3, "ms", rows=median(result["command"], lambda s: s.extra["rows"]),
+    report.add("command.tag_hour", median(result["command"], lambda s: s.wall_s) * 1e3, "ms", best_ms=min(s.wall_s for s in result["command"]) * 1e3,
+               cpu_ms=median(result["command"], lambda s: s.cpu_s) * 1e3, rows=median(result["command"], lambda s: s.extra["rows"]),
                what="new process, landlock, imports, names, plan, answer")  # fmt: skip
     session.close()
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def children_cpu_s() -> float:
+    """Return what ended child processes took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _size(path: Path) -> int:
@@ -154,7 +163,7 @@ def line(report: Report, name: str, ours: list[Sample], theirs: list[Sample], go
     report.add(
         name, median(ours, lambda s: s.wall_s) * 1e3, "ms", peer="Parquet as pyarrow writes it, DuckDB",
         peer_value=median(theirs, lambda s: s.wall_s) * 1e3, ratio=ratio(ours, theirs, lambda s: s.wall_s), goal=goal,
-        cpu_ms=median(ours, lambda s: s.cpu_s) * 1e3, peer_cpu_ms=median(theirs, lambda s: s.cpu_s) * 1e3,
+        best_ms=min(s.wall_s for s in ours) * 1e3, peer_best_ms=min(s.wall_s for s in theirs) * 1e3, cpu_ms=median(ours, lambda s: s.cpu_s) * 1e3, peer_cpu_ms=median(theirs, lambda s: s.cpu_s) * 1e3,
         rows=median(ours, lambda s: s.extra["rows"]), **facts,
     )  # fmt: skip
 

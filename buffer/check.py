@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from buffer import layout
-from buffer.checkrows import SegmentRows, compare_blocks
+from buffer.checkrows import Duck, SegmentRows, compare_blocks
 from buffer.checkwalk import Walked, signed_map, walk_frame, walk_journal
 from buffer.codec import decode
 from buffer.errors import CorruptError
@@ -88,6 +88,7 @@ class _Check:
         self._root = root
         self._keys = keys
         self._storage = PlainFiles(root)
+        self._duck = Duck()
         self._tables: dict[bytes, TagTable] = {}
         self._generations: dict[int, _Generation] = {}
         self._places: dict[int, dict[int, tuple[str, int, int]]] = {}  # generation -> first seq -> journal, offset, size of a block
@@ -106,6 +107,7 @@ class _Check:
                 self.report.bad(name.path, error.message)
         for segment in sorted({found[0] for name in self._storage.list(layout.SEGMENTS) if (found := layout.parse_segment(name))}):
             self._segment(segment)
+        self._duck.close()
         self._account(mark)
         self.report.readings = sum(g.seqs.count() for g in self._generations.values())
         return self.report
@@ -227,7 +229,7 @@ class _Check:
         if table is None:
             self.report.bad(name.cose, f"names a tag table that is not here: {m[8].hex()}")
             return
-        rows = SegmentRows(self._root / name.parquet)
+        rows = SegmentRows(self._duck, self._root / name.parquet)
         for what in rows.problems(m, table):
             self.report.bad(name.parquet, what)
         for what, compared in compare_blocks(rows, self._within(name), table):

@@ -30,6 +30,7 @@ class Holdings:
         self._sizes: dict[str, int] = {}
         self.segments = list(segments)
         self.used_bytes = 0
+        self.has_last = bool(storage.list(layout.LAST))
         paths = [path for segment in segments for path in (segment.parquet, segment.cose)]
         paths += [f"{directory}/{name}" for directory in (layout.OBJECTS, layout.LAST) for name in storage.list(directory)]
         for path in paths:
@@ -87,6 +88,7 @@ class Holdings:
             self._keep_last_files(LAST_FILES_KEPT - 1)
             self.put(path, data)
         self._keep_last_files(LAST_FILES_KEPT)
+        self.has_last = True
         return len(data)
 
     def _keep_last_files(self, count: int) -> None:

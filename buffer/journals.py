@@ -2,7 +2,9 @@
 
 At most JOURNAL_POOL_FILES_MAX files wait to be used again, zeroed once. A journal whose sync failed is never written again (G9), not
 even to recycle it. The last JOURNAL_RESERVE_BYTES of a journal are left to the caller for state records: with the disk full, the
-record that must precede an eviction still has its place.
+record that must precede an eviction still has its place. Where no journal has such a place, as at a start, the reserve journal is that
+place: a small file, zeroed while there was room, that becomes a journal by its name; what is cut off its end is room for the `last` file
+without which no journal may go.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from errno import ENOSPC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from buffer import layout, limits
 from buffer.errors import MisuseError, StorageFault
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     from buffer.cut import Built
     from buffer.storage import Storage
+
+
+RECORD_BYTES: Final = limits.MANIFEST_BYTES_MAX + PAGE  # the most that a block takes that holds a state record and nothing else
 
 
 @dataclass(slots=True)
@@ -44,6 +49,8 @@ class Journals:
         self._stream = stream
         self._journal_bytes = journal_bytes
         self._reserve_bytes = reserve_bytes
+        self._slack_bytes = reserve_bytes // 2
+        self.reserve_file_bytes = PAGE + 2 * RECORD_BYTES + reserve_bytes + self._slack_bytes  # two: the commit that waits for the record too
         self._salts = salts
         self._serial = 0
         self._mark: int | None = None
@@ -53,6 +60,7 @@ class Journals:
         self.active: Active | None = None
         self.closed: list[JournalFacts] = []
         self.free: list[int] = []
+        self.reserve = False  # the reserve journal is there
 
     def take_over(self, closed: Sequence[JournalFacts], free: Sequence[int], now_ns: int) -> None:
         """Begin with what recovery found."""
@@ -66,6 +74,10 @@ class Journals:
                 self.free.append(number)
             else:
                 self._dead[path] = 0
+        size = self._storage.size(layout.RESERVE_JOURNAL)
+        self.reserve = size == self.reserve_file_bytes
+        if size is not None and not self.reserve:
+            self._dead[layout.RESERVE_JOURNAL] = size
         self.bury()
 
     # ---- writing ----
@@ -89,11 +101,43 @@ class Journals:
         self.close_active()
         self.active = active
 
-    def _create(self, first_seq: int, first_block: int, size: int, now_ns: int) -> Active:
+    def wanted_bytes(self, need_bytes: int) -> int:
+        """Return what the disk must have free for the reserve journal, if it is not there, and a journal for a commit of need_bytes, if any."""
+        size = max(self._journal_bytes, PAGE + need_bytes + self._reserve_bytes)
+        recycled = not need_bytes or (bool(self.free) and size == self._journal_bytes)
+        return (0 if recycled else size + PAGE) + (0 if self.reserve else self.reserve_file_bytes + PAGE)
+
+    def keep_reserve(self) -> bool:
+        """Have the reserve journal; say whether it is there."""
+        if not self.reserve and layout.RESERVE_JOURNAL not in self._dead:
+            try:
+                self._storage.close(self._storage.create(layout.RESERVE_JOURNAL, self.reserve_file_bytes))
+                self.reserve = True
+            except StorageFault:
+                self._dead[layout.RESERVE_JOURNAL] = 0
+        self.bury()
+        return self.reserve
+
+    def begin_reserve(self, first_seq: int, first_block: int, now_ns: int) -> bool:
+        """Go on in the reserve journal, which takes no space but gives some; False where there is none. Raise StorageFault."""
+        if not self.reserve:
+            return False
+        self.reserve, size = False, self.reserve_file_bytes - self._slack_bytes
+        try:
+            self._storage.truncate(layout.RESERVE_JOURNAL, size)
+        except StorageFault:
+            self._dead[layout.RESERVE_JOURNAL] = self.reserve_file_bytes
+            raise
+        active = self._create(first_seq, first_block, size, now_ns, layout.RESERVE_JOURNAL)
+        self.close_active()
+        self.active = active
+        return True
+
+    def _create(self, first_seq: int, first_block: int, size: int, now_ns: int, recycled: str | None = None) -> Active:
         name = JournalName(self.generation, first_seq, self._serial)
         self._serial += 1  # also after a failure: a name is used once
-        number = self.free.pop() if self.free and size == self._journal_bytes else None
-        recycled = None if number is None else layout.free_journal(number)
+        if recycled is None and self.free and size == self._journal_bytes:
+            recycled = layout.free_journal(self.free.pop())
         header = JournalHeader(self._stream, self.generation, first_seq, first_block, name.serial, self._salts())
         try:
             writer = JournalWriter.create(self._storage, name.path, header, size, recycled)
@@ -211,7 +255,8 @@ class Journals:
     def usage_bytes(self) -> int:
         """Return what journal/ takes."""
         active = self.active.facts.size_bytes if self.active is not None else 0
-        return active + sum(j.size_bytes for j in self.closed) + len(self.free) * self._journal_bytes + sum(self._dead.values())
+        waiting = len(self.free) * self._journal_bytes + self.reserve * self.reserve_file_bytes
+        return active + sum(j.size_bytes for j in self.closed) + waiting + sum(self._dead.values())
 
     def close(self) -> None:
         """Give handles back."""

@@ -7,6 +7,7 @@
     journal/<generation>-<first seq>-<serial>.journal    serial counts the journals of a generation: a block whose sync failed
                                                          goes to a new journal under the same seq
     journal/free-<n>                                     recycled, waiting
+    journal/reserve                                      a small one, for the record that must precede an eviction on a full disk
     segments/<generation>-<first>-<last>.parquet, .cose  .cose (header and COSE_Sign1 of the frame) is the commit point
 
 <generation> is the ordinal with ten digits, "-", the nonce with eight hex digits.
@@ -34,6 +35,7 @@ OBJECTS: Final = "objects"
 LAST: Final = "last"
 JOURNALS: Final = "journal"
 SEGMENTS: Final = "segments"
+RESERVE_JOURNAL: Final = "journal/reserve"
 DIRECTORIES: Final = (OBJECTS, LAST, JOURNALS, SEGMENTS)
 _GENERATION: Final = r"(\d{10})-([0-9a-f]{8})"
 _JOURNAL: Final = re.compile(_GENERATION + r"-(\d{16})-(\d{6})\.journal")

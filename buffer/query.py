@@ -325,6 +325,7 @@ def _session(ring: Path, scratch: Path, options: QueryOptions, *, writes: bool =
     connection = duckdb.connect(":memory:")
     _set(connection, "autoinstall_known_extensions", "false")
     _set(connection, "autoload_known_extensions", "false")
+    _set(connection, "parquet_metadata_cache", "true")  # a statement that reads the segments twice opens their footers once
     _set(connection, "TimeZone", "'UTC'")
     _set(connection, "threads", str(options.threads))
     _set(connection, "memory_limit", sql_text(options.memory))

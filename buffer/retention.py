@@ -23,7 +23,7 @@ def spare_journals(
     stands in a `last` file, which holds all before `covered` (generation, block): they also carry positions and gaps. The first `pooled`
     of them are kept as files, and so make up for none of over_bytes.
     """
-    spare = [j for j in journals if not j.runs and (j.name.generation, j.last_block) < covered]
+    spare = [j for j in journals if not j.runs and ((j.name.generation, j.last_block) < covered or _never_used(j))]
     kept = sum(j.size_bytes for j in spare if j.readings)
     out: list[JournalFacts] = []
     for journal in spare:
@@ -33,6 +33,11 @@ def spare_journals(
             kept -= journal.size_bytes if journal.readings else 0
             over_bytes -= journal.size_bytes if len(out) > pooled else 0
     return out
+
+
+def _never_used(journal: JournalFacts) -> bool:
+    """Nothing was committed in it: whoever began it was killed."""
+    return journal.last_block < 0 and not journal.readings
 
 
 def units(segments: Sequence[SegmentName], journals: Sequence[JournalFacts]) -> list[tuple[Place, SegmentName | JournalFacts]]:

@@ -29,6 +29,8 @@ from buffer.journals import Journals, remove
 from buffer.manifest import FrameKind, Manifest, ObjectType, StateRecord
 from buffer.recovery import Recovered, read_object, recover
 from buffer.room import Room
+from buffer.seal import with_root
+from buffer.space import Space
 from buffer.state import account
 from buffer.tagtable import decode_table
 from buffer.terms import Committed, Counters, Info, Instant, RingOptions
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["Committed", "Info", "Instant", "Ring", "RingOptions", "with_root"]
 
 CROWDED_JOURNALS: Final = 4  # unsealed journals of dead generations: more than a crash or two
-EVICTIONS_FOR_SPACE_MAX: Final = 32  # for one new journal: ten times what it needs in full segments
 EVENTS_MAX: Final = 1_000  # kept until somebody takes them
 
 
@@ -62,6 +63,7 @@ class Ring:
         self._journals = Journals(storage, options.stream, options.journal_bytes, options.reserve_bytes, salts)
         self._holdings = Holdings(storage, found.segments)
         self._room = Room(self._journals, self._holdings, found.last, options.max_bytes)
+        self._space = Space(storage, self._journals, self._room)
         self.last = found.last
         self.state: StateRecord | None = found.state  # of the newest committed block
         self.counters = Counters(events=found.events)
@@ -75,7 +77,6 @@ class Ring:
         self._active_table = b""  # of the journal being written
         self._ready = False
         self._roll = False
-        self._helpless = False  # evicting did not make room: not again until a journal was made
         self._unsealable: set[tuple[int, int]] = set()
         self._locked = -1
         self._opened_ns = 0
@@ -109,7 +110,7 @@ class Ring:
         self._gaps = Gaps(tuple(sorted(found.state.open_gaps)) if found.state else (), (found.ordinal + 1) << 32)
         self._predecessor = max(found.ends.items(), default=None)
         self._room.low, self._room.lost = account(found.lost, found.low or (self.generation, 0))
-        self._opened_ns = now.monotonic_ns
+        self._opened_ns, self._now = now.monotonic_ns, now
         for path in found.remove:
             remove(self._storage, path)
         self._journals.take_over(found.journals, found.free, now.monotonic_ns)
@@ -117,7 +118,8 @@ class Ring:
         with contextlib.suppress(StorageFault):  # a full disk must not keep us from starting: the journals stay
             self._room.publish_last()  # what was read from them outlives them: a crash loop leaves no journal behind
             self._room.covered = (self.generation, 0)
-        self._room.drop_below(found.low or (0, 0))
+        with contextlib.suppress(StorageFault):
+            self._room.drop_below(found.low or (0, 0))
         self._room.give_back_spare(now.monotonic_ns, 0)
         self.tell(f"opened at {now.wall_ns} after {self._predecessor}")
 
@@ -144,7 +146,8 @@ class Ring:
         digest = payload_digest(payload)
         if not self._holdings.has_object(digest):
             manifest = Manifest(FrameKind.OBJECT, self.options.stream, digest, len(payload), object_type=kind)
-            self._holdings.put(layout.object_path(digest), seal_frame(self._signer, manifest, payload).wire())
+            data = seal_frame(self._signer, manifest, payload).wire()
+            self._with_space(lambda: self._holdings.put(layout.object_path(digest), data), len(data), 0, self._now)
         return digest
 
     def use_table(self, payload: bytes) -> None:
@@ -168,6 +171,7 @@ class Ring:
     def commit(self, now: Instant) -> Committed:
         """Make everything appended durable; an empty block where nothing was. Raise StorageFault: nothing is lost, call again."""
         invariant(self._ready, "commit before use_table")
+        self._now = now
         first = self._unsynced[0].frame.manifest if self._unsynced else None
         if self._unsynced:
             self._write(now)
@@ -208,13 +212,18 @@ class Ring:
         if not self._roll and self._journals.fits(need_bytes + self.options.reserve_bytes):
             return
         try:
-            self._journals.begin(self._chain.seq, self._chain.block, need_bytes, now.monotonic_ns)
-        except StorageFault as fault:
-            if fault.errno != ENOSPC:
+            self._with_space(lambda: self._begin_journal(need_bytes, now), 0, need_bytes, now)
+        except StorageFault as fault:  # a history too short to make room: what the reserve journal takes is committed
+            if fault.errno != ENOSPC or self._roll or not self._journals.fits(need_bytes + self.options.reserve_bytes):
                 raise
-            self._make_space(need_bytes, now)
-            self._journals.begin(self._chain.seq, self._chain.block, need_bytes, now.monotonic_ns)
-        self._active_table, self._roll, self._helpless = self._table, False, False
+
+    def _begin_journal(self, need_bytes: int, now: Instant) -> None:
+        there = self._space.keep_reserve()  # before the journal takes the last of the disk
+        self._journals.begin(self._chain.seq, self._chain.block, need_bytes, now.monotonic_ns)
+        self._active_table, self._roll, self._space.helpless = self._table, False, self._space.helpless and not there
+        if not self._holdings.has_last:
+            with contextlib.suppress(StorageFault):  # from now on a full disk has the room of the older of two
+                self._room.publish_last()
 
     def _write(self, now: Instant) -> None:
         """Write and sync what is built and not durable: where it was meant to go, once more in a new journal, byte for byte."""
@@ -325,19 +334,7 @@ class Ring:
 
     def info(self, now: Instant) -> Info:
         """Return what the ring is like."""
-        journals = [*self._journals.closed, *([self._journals.active.facts] if self._journals.active else [])]
-        c, elapsed = self.counters, max(1, now.monotonic_ns - self._opened_ns)
-        per_reading = c.sealed_bytes / c.sealed_readings if c.sealed_readings else c.payload_bytes / max(1, c.readings)
-        growth = c.readings / elapsed * per_reading  # bytes per ns
-        return Info(
-            readings=sum(s.last - s.first + 1 for s in self.segments) + sum(run.readings for j in journals for run in j.runs),
-            used_bytes=self.usage_bytes(),
-            max_bytes=self.options.max_bytes,
-            segments=len(self.segments),
-            journals=len(journals),
-            horizon_ns=int(self.options.max_bytes / growth) if growth else 0,
-            written_bytes_per_day=int((c.bytes_written + c.sealed_bytes) / elapsed * 86_400e9),
-        )
+        return self._room.info(self.counters, max(1, now.monotonic_ns - self._opened_ns))
 
     def make_room(self, now: Instant) -> int:
         """Give back what is not needed, then evict oldest first while the ring is too large; return how many files went.
@@ -352,24 +349,27 @@ class Ring:
         if over > 0 and self._room.raise_low(over, (self.generation, self._chain.seq)):
             self.commit(now)
             gone += self._room.drop_below(self._room.low)
+        if not self._space.keep_reserve():
+            with contextlib.suppress(StorageFault):  # full by somebody else's doing
+                self._make_space(0, 0, now)
+                self._space.keep_reserve()
         self.counters.evicted_files = self._room.evicted
         return gone
 
-    def _make_space(self, need_bytes: int, now: Instant) -> None:
-        """The file system is full, by our doing or another's: evict one, measure again, stop where it does not help."""
-        room, end = self._room, (self.generation, self._chain.seq)
-        room.give_back_spare(now.monotonic_ns, self.options.journal_bytes)
-        wanted = max(self.options.journal_bytes, need_bytes + self.options.reserve_bytes) + limits.PAGE_BYTES
-        for _ in range(EVICTIONS_FOR_SPACE_MAX):
-            before, used = self._storage.free_bytes(), room.used_bytes()
-            if self._journals.free or before >= wanted:
-                return
-            if self._helpless or not self._journals.fits(limits.PAGE_BYTES * 3) or not room.raise_low(1, end):
-                break
-            self._commit_state(now)
-            room.drop_below(room.low)
-            self._helpless = self._storage.free_bytes() - before < (used - room.used_bytes()) // 2
-        raise StorageFault("the file system is full by somebody else's doing; evicting does not help", path="", errno=ENOSPC)
+    def _with_space(self, act: Callable[[], None], object_bytes: int, need_bytes: int, now: Instant) -> None:
+        self._space.used(act, lambda: self._make_space(object_bytes, need_bytes, now))
+
+    def _make_space(self, object_bytes: int, need_bytes: int, now: Instant) -> None:
+        if self._unsynced:
+            raise StorageFault("the file system is full", path="", errno=ENOSPC)
+        end = (self.generation, self._chain.seq)
+        self._space.make(object_bytes, need_bytes, end, now.monotonic_ns, lambda: self._begin_reserve(now), lambda: self._commit_state(now))
+
+    def _begin_reserve(self, now: Instant) -> bool:
+        there = self._journals.begin_reserve(self._chain.seq, self._chain.block, now.monotonic_ns)
+        if there:
+            self._active_table, self._roll = self._table, False
+        return there
 
     def declare_lost(self, losses: Sequence[Loss], now: Instant) -> Committed:
         """Commit that these readings will never come (scrub, `ring check`). Raise StorageFault."""
@@ -380,8 +380,3 @@ class Ring:
         """Commit nothing more; give handles and the lock back."""
         self._journals.close()
         self._storage.close(self._locked)
-
-
-def with_root(request: SealRequest, root: str) -> SealRequest:
-    """Return the request with the directory filled in (the ring itself knows only relative paths)."""
-    return replace(request, root=root)

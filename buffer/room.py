@@ -12,6 +12,7 @@ from buffer.layout import SegmentName
 from buffer.recovery import JournalFacts, below
 from buffer.retention import low_after, spare_journals, units
 from buffer.state import account
+from buffer.terms import Info
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from buffer.last import LastState
     from buffer.manifest import Loss
     from buffer.state import Place
+    from buffer.terms import Counters
 
 
 class Room:
@@ -47,6 +49,22 @@ class Room:
     def over_bytes(self) -> int:
         """Return how much too large the ring is; negative: what it may still take."""
         return self.used_bytes() - self._max_bytes
+
+    def info(self, c: Counters, elapsed_ns: int) -> Info:
+        """Return what the ring is like, which has been open for so long."""
+        segments = self._holdings.segments
+        journals = [*self._journals.closed, *([self._journals.active.facts] if self._journals.active else [])]
+        per_reading = c.sealed_bytes / c.sealed_readings if c.sealed_readings else c.payload_bytes / max(1, c.readings)
+        growth = c.readings / elapsed_ns * per_reading  # bytes per ns
+        return Info(
+            readings=sum(s.last - s.first + 1 for s in segments) + sum(run.readings for j in journals for run in j.runs),
+            used_bytes=self.used_bytes(),
+            max_bytes=self._max_bytes,
+            segments=len(segments),
+            journals=len(journals),
+            horizon_ns=int(self._max_bytes / growth) if growth else 0,
+            written_bytes_per_day=int((c.bytes_written + c.sealed_bytes) / elapsed_ns * 86_400e9),
+        )
 
     def lose(self, losses: Iterable[Loss]) -> None:
         """Name losses in the next record."""

@@ -7,7 +7,7 @@ signs and publishes (`Ring.adopt`).
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from buffer.errors import CorruptError
 
@@ -49,6 +49,11 @@ class SealResult:
     parts: tuple[SealedPart, ...]
     error: str = ""
     again: bool = False  # the disk refused, not the journal: to be tried again later
+
+
+def with_root(request: SealRequest, root: str) -> SealRequest:
+    """Return the request with the directory filled in (the ring itself knows only relative paths)."""
+    return replace(request, root=root)
 
 
 def to_line(message: SealRequest | SealResult) -> str:

@@ -10,18 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from buffer import layout, limits
-from buffer.codec import decode
 from buffer.errors import CorruptError, StorageFault
 from buffer.intervals import Intervals
 from buffer.reader import Inventory, RingReader
-from buffer.rows import make_rows
-from buffer.segment import arrow_table, parquet_bytes
 from buffer.storage import PosixReadStorage
 from buffer.tagtable import TagTable, decode_table
-from buffer.types import concat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,7 +66,7 @@ def take_snapshot(ring: Path, scratch: Path, since_ns: int | None = None) -> Sna
             snapshot.table = _table(reader, newest.tag_table_sha256)
         for number, frames in enumerate(_pieces(_unsealed(reader, sound))):
             snapshot.tail.append(scratch / f"{ring.name}-{attempt}-{number}.parquet")
-            snapshot.tail[-1].write_bytes(_parquet(reader, frames))
+            snapshot.tail[-1].write_bytes(_parquet(frames, _table(reader, frames[0].manifest.tag_table_sha256)))
         after = reader.inventory()
         if (after.segments, after.journals) == (inventory.segments, inventory.journals):
             return snapshot
@@ -143,11 +137,10 @@ def _pieces(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
         yield piece
 
 
-def _parquet(reader: RingReader, frames: list[Frame]) -> bytes:
-    columns = concat([decode(frame.payload, frame.manifest.count) for frame in frames])
-    seq = np.concatenate([np.arange(f.manifest.first_seq, f.manifest.end_seq, dtype=np.int64) for f in frames])
-    table = _table(reader, frames[0].manifest.tag_table_sha256)
-    return parquet_bytes(arrow_table(make_rows(columns, seq, table, by_tag=True), frames[0].manifest.generation), {}, tries={})
+def _parquet(frames: list[Frame], table: TagTable) -> bytes:
+    from buffer.tail import tail_bytes  # where everything is sealed, a query needs neither numpy nor pyarrow: a third of its time
+
+    return tail_bytes(frames, table)
 
 
 def _table(reader: RingReader, digest: bytes) -> TagTable:

@@ -181,6 +181,7 @@ class Collector:
                 break
             except StorageFault as fault:
                 if attempt + 1 == TRIES:
+                    self._note_low()  # it may have evicted before it gave up
                     raise Gone from fault
         book.acked = len(book.entries)
         self.told = facts.position
@@ -196,9 +197,13 @@ class Collector:
             self.ring.make_room(self.now())
         except StorageFault:
             pass  # tried again after the next commit
-        assert self.ring.state is not None
-        if self.ring.state.low != book.low:
-            book.low = self.ring.state.low
+        self._note_low()
+
+    def _note_low(self) -> None:
+        """Note an eviction that was committed since the last note."""
+        book, state = self.book, self.ring.state
+        if state is not None and state.low != book.low:
+            book.low = state.low
             self.disk.note(len(book.entries), book.acked, book.gaps, book.low)
 
     # ---- actions ----

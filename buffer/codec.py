@@ -36,7 +36,7 @@ import numpy as np
 
 from buffer import limits
 from buffer.errors import CorruptError, invariant
-from buffer.packing import Packed, pack_bytes, pack_numbers, pack_plain, pack_runs, unpack_bytes, unpack_numbers
+from buffer.packing import Packed, pack_bytes, pack_numbers, pack_places, pack_plain, pack_runs, unpack_bytes, unpack_numbers
 from buffer.types import Columns, Kind, empty_columns, take
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ def encode(columns: Columns, *, fast: bool = False) -> bytes:
         return b""
     invariant(n <= limits.BLOCK_READINGS_MAX, "more readings than a block holds: use encode_blocks")
     order = _tag_order(columns.tag)
-    pack = _Packer(fast, _is_consecutive(columns.tag[order]))
-    kind = columns.kind[order]
-    entries: list[Entry] = [(TAG, 0, pack.numbers(columns.tag, 1)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
+    pack = _Packer(fast, _is_consecutive(columns.tag.take(order)))
+    kind = columns.kind.take(order)
+    entries: list[Entry] = [(TAG, 0, pack.places(columns.tag)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
     if columns.quality.any():
-        entries.append((QUALITY, 0, pack.runs(columns.quality[order])))
+        entries.append((QUALITY, 0, pack.runs(columns.quality.take(order))))
     if columns.flags.any():
-        entries.append((FLAGS, 0, pack.runs(columns.flags[order])))
-    entries += _values(pack, kind, columns.values[order], columns.texts)
+        entries.append((FLAGS, 0, pack.runs(columns.flags.take(order))))
+    entries += _values(pack, kind, columns.values.take(order), columns.texts)
     if columns.ts_source_ns is not None:
         difference = columns.ts_source_ns - columns.ts_ns
         if difference.any():
@@ -116,6 +116,9 @@ class _Packer:
     def numbers(self, data: NDArray[Any], order: int | None) -> Packed:
         return pack_plain(data) if self.fast else pack_numbers(data, order)
 
+    def places(self, data: NDArray[Any]) -> Packed:
+        return pack_plain(data) if self.fast else pack_places(data)
+
     def runs(self, data: NDArray[Any]) -> Packed:
         return pack_plain(data) if self.fast else pack_runs(data, self.order)
 
@@ -143,7 +146,7 @@ def _timestamps(pack: _Packer, ts: NDArray[np.int64]) -> Entry:
         unit = 10**exponent
         if not (probe % unit).any():  # most units fall here, at a hundredth of the work
             whole = ts // unit
-            if np.array_equal(whole * unit, ts):
+            if (whole * unit == ts).all():
                 return (TS, exponent, pack.numbers(whole, 1))
     return (TS, 0, pack.numbers(ts, 1))
 
@@ -210,12 +213,13 @@ def _mantissas(bits: NDArray[np.uint64], exponent: int) -> tuple[NDArray[np.int6
     scale = 10.0**exponent
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = np.rint(bits.view(np.float64) * scale)
-        within = np.abs(scaled) < _MANTISSA_MAX  # NaN and infinity fail here
-    if not within.all():
-        scaled[~within] = 0
+        if scaled.min() > -_MANTISSA_MAX and scaled.max() < _MANTISSA_MAX:  # NaN and infinity fail here
+            mantissas = scaled.astype(np.int64)
+            return mantissas, np.divide(mantissas, scale, out=scaled).view(np.uint64) == bits  # of the integers: -0.0 is none
+        within = np.abs(scaled) < _MANTISSA_MAX
+    scaled[~within] = 0
     mantissas = scaled.astype(np.int64)
-    fits: NDArray[np.bool_] = ((mantissas / scale).view(np.uint64) == bits) & within
-    return mantissas, fits
+    return mantissas, ((mantissas / scale).view(np.uint64) == bits) & within
 
 
 def _utf8(text: str) -> bytes:

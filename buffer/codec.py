@@ -36,7 +36,7 @@ import numpy as np
 
 from buffer import limits
 from buffer.errors import CorruptError, invariant
-from buffer.packing import Packed, pack_bytes, pack_numbers, pack_places, pack_plain, pack_runs, unpack_bytes, unpack_numbers
+from buffer.packing import Packed, pack_bytes, pack_floats, pack_numbers, pack_places, pack_plain, pack_runs, unpack_bytes, unpack_numbers
 from buffer.types import Columns, Kind, empty_columns, take
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ class _Packer:
     def numbers(self, data: NDArray[Any], order: int | None) -> Packed:
         return pack_plain(data) if self.fast else pack_numbers(data, order)
 
+    def floats(self, data: NDArray[Any], *, search: bool = True) -> Packed:
+        return pack_plain(data) if self.fast else pack_floats(data, self.order, search=search)
+
     def places(self, data: NDArray[Any]) -> Packed:
         return pack_plain(data) if self.fast else pack_places(data)
 
@@ -183,14 +186,15 @@ def _doubles(pack: _Packer, bits: NDArray[np.uint64]) -> list[Entry]:
     exponent, share = _best_exponent(bits)
     whole: list[Entry] = []
     if share < 1:
-        whole = [(DOUBLE, 0, pack.numbers(floats, None))]
-        if share < _DECIMAL_SHARE_MIN or pack.fast:
+        alone = share < _DECIMAL_SHARE_MIN or pack.fast
+        whole = [(DOUBLE, 0, pack.floats(floats, search=alone))]
+        if alone:
             return whole
     mantissas, fits = _mantissas(bits, exponent)
     if fits.all():
         return [(DECIMAL, exponent, pack.numbers(mantissas, pack.order))]
     split: list[Entry] = [(DECIMAL, exponent, pack.numbers(mantissas[fits], pack.order))] if fits.any() else []
-    split.append((DOUBLE, 0, pack.numbers(floats[~fits], None)))
+    split.append((DOUBLE, 0, pack.floats(floats[~fits])))
     if fits.any():
         split.append((IS_DECIMAL, 0, pack.runs(fits.astype(np.uint8))))
     return min((x for x in (whole, split) if x), key=lambda entries: sum(_ENTRY.size + len(body) for *_, (_, body) in entries))

@@ -36,7 +36,7 @@ import numpy as np
 
 from buffer import limits
 from buffer.errors import CorruptError, invariant
-from buffer.packing import Packed, pack_bytes, pack_numbers, pack_plain, pack_runs, unpack_bytes, unpack_numbers
+from buffer.packing import Packed, pack_bytes, pack_floats, pack_numbers, pack_places, pack_plain, pack_runs, unpack_bytes, unpack_numbers
 from buffer.types import Columns, Kind, empty_columns, take
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ _UNITS: Final = (9, 6, 3, 2, 0)
 _DECIMALS: Final = (2, 1, 0, 3, 4, 5, 6)
 _MANTISSA_MAX: Final = float(2**53)
 _PROBE: Final = 256  # values looked at to choose the exponent
+_STAMPS_PROBED: Final = 16  # stamps looked at to choose the unit
 _SMALL: Final = 4_096  # doubles
 _DECIMAL_SHARE_MIN: Final = 0.2  # below, splitting does not pay for the column that says which
 _U32: Final = 4
@@ -76,14 +77,14 @@ def encode(columns: Columns, *, fast: bool = False) -> bytes:
         return b""
     invariant(n <= limits.BLOCK_READINGS_MAX, "more readings than a block holds: use encode_blocks")
     order = _tag_order(columns.tag)
-    pack = _Packer(fast, _is_consecutive(columns.tag[order]))
-    kind = columns.kind[order]
-    entries: list[Entry] = [(TAG, 0, pack.numbers(columns.tag, 1)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
+    pack = _Packer(fast, _is_consecutive(columns.tag.take(order)))
+    kind = columns.kind.take(order)
+    entries: list[Entry] = [(TAG, 0, pack.places(columns.tag)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
     if columns.quality.any():
-        entries.append((QUALITY, 0, pack.runs(columns.quality[order])))
+        entries.append((QUALITY, 0, pack.runs(columns.quality.take(order))))
     if columns.flags.any():
-        entries.append((FLAGS, 0, pack.runs(columns.flags[order])))
-    entries += _values(pack, kind, columns.values[order], columns.texts)
+        entries.append((FLAGS, 0, pack.runs(columns.flags.take(order))))
+    entries += _values(pack, kind, columns.values.take(order), columns.texts)
     if columns.ts_source_ns is not None:
         difference = columns.ts_source_ns - columns.ts_ns
         if difference.any():
@@ -116,6 +117,12 @@ class _Packer:
     def numbers(self, data: NDArray[Any], order: int | None) -> Packed:
         return pack_plain(data) if self.fast else pack_numbers(data, order)
 
+    def floats(self, data: NDArray[Any], *, search: bool = True) -> Packed:
+        return pack_plain(data) if self.fast else pack_floats(data, self.order, search=search)
+
+    def places(self, data: NDArray[Any]) -> Packed:
+        return pack_plain(data) if self.fast else pack_places(data)
+
     def runs(self, data: NDArray[Any]) -> Packed:
         return pack_plain(data) if self.fast else pack_runs(data, self.order)
 
@@ -138,12 +145,12 @@ def _texts_fit(columns: Columns) -> bool:
 
 
 def _timestamps(pack: _Packer, ts: NDArray[np.int64]) -> Entry:
-    probe = ts[:_PROBE]
+    probe = ts[:: max(1, len(ts) // _STAMPS_PROBED)].tolist()
     for exponent in _UNITS[:-1]:
         unit = 10**exponent
-        if not (probe % unit).any():  # most units fall here, at a hundredth of the work
+        if not any(stamp % unit for stamp in probe):  # most units fall here, at the first stamp
             whole = ts // unit
-            if np.array_equal(whole * unit, ts):
+            if (whole * unit == ts).all():
                 return (TS, exponent, pack.numbers(whole, 1))
     return (TS, 0, pack.numbers(ts, 1))
 
@@ -179,14 +186,15 @@ def _doubles(pack: _Packer, bits: NDArray[np.uint64]) -> list[Entry]:
     exponent, share = _best_exponent(bits)
     whole: list[Entry] = []
     if share < 1:
-        whole = [(DOUBLE, 0, pack.numbers(floats, None))]
-        if share < _DECIMAL_SHARE_MIN or pack.fast:
+        alone = share < _DECIMAL_SHARE_MIN or pack.fast
+        whole = [(DOUBLE, 0, pack.floats(floats, search=alone))]
+        if alone:
             return whole
     mantissas, fits = _mantissas(bits, exponent)
     if fits.all():
         return [(DECIMAL, exponent, pack.numbers(mantissas, pack.order))]
     split: list[Entry] = [(DECIMAL, exponent, pack.numbers(mantissas[fits], pack.order))] if fits.any() else []
-    split.append((DOUBLE, 0, pack.numbers(floats[~fits], None)))
+    split.append((DOUBLE, 0, pack.floats(floats[~fits])))
     if fits.any():
         split.append((IS_DECIMAL, 0, pack.runs(fits.astype(np.uint8))))
     return min((x for x in (whole, split) if x), key=lambda entries: sum(_ENTRY.size + len(body) for *_, (_, body) in entries))
@@ -210,12 +218,13 @@ def _mantissas(bits: NDArray[np.uint64], exponent: int) -> tuple[NDArray[np.int6
     scale = 10.0**exponent
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = np.rint(bits.view(np.float64) * scale)
-        within = np.abs(scaled) < _MANTISSA_MAX  # NaN and infinity fail here
-    if not within.all():
-        scaled[~within] = 0
+        if scaled.min() > -_MANTISSA_MAX and scaled.max() < _MANTISSA_MAX:  # NaN and infinity fail here
+            mantissas = scaled.astype(np.int64)
+            return mantissas, np.divide(mantissas, scale, out=scaled).view(np.uint64) == bits  # of the integers: -0.0 is none
+        within = np.abs(scaled) < _MANTISSA_MAX
+    scaled[~within] = 0
     mantissas = scaled.astype(np.int64)
-    fits: NDArray[np.bool_] = ((mantissas / scale).view(np.uint64) == bits) & within
-    return mantissas, fits
+    return mantissas, ((mantissas / scale).view(np.uint64) == bits) & within
 
 
 def _utf8(text: str) -> bytes:

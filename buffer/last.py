@@ -26,6 +26,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,14 +34,18 @@ import numpy as np
 from buffer import limits
 from buffer.cose import decode_cbor, encode_cbor
 from buffer.errors import CorruptError
-from buffer.types import Flag, Kind, concat
+from buffer.types import Flag, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from buffer.manifest import Manifest, OpenGap
     from buffer.tagtable import TagTable
     from buffer.types import Columns
+
+    Own = slice | NDArray[np.intp]  # an index of readings
 
 LAST_BYTES_MAX: Final = 512 * 1024 * 1024  # a million tags and a few gaps; a damaged length reads no more
 GENERATIONS_MAX: Final = 4_096  # a crash loop of an hour, each start with readings
@@ -128,6 +133,16 @@ def _grown(data: NDArray[Any], size: int, value: Any) -> NDArray[Any]:  # noqa: 
     return new
 
 
+def _own(part: Columns) -> tuple[Own, NDArray[np.intp] | None]:
+    """Return which readings are the source's own (in nearly every block: all), and which are markers on its tags, if any."""
+    notices, marked = int(part.tag.min()) < limits.TAG_NUMBER_FIRST, part.flags.any()
+    if not notices and not marked:
+        return slice(None), None
+    of_source = part.tag >= limits.TAG_NUMBER_FIRST
+    marker = (part.flags & np.uint16(Flag.MARKER)) != 0
+    return np.flatnonzero(of_source & ~marker), np.flatnonzero(of_source & marker)
+
+
 @dataclass(slots=True)
 class LastState:
     """Rows by tag number, so that a commit of a thousand readings costs microseconds; readings are looked through many commits at a time.
@@ -195,9 +210,9 @@ class LastState:
     def _settle(self) -> None:
         """Bring what waits into the rows. Before anybody looks, and before gaps or sources change."""
         if self._waiting:
-            columns, self._waiting = concat(self._waiting), []
+            parts, self._waiting = self._waiting, []
             self._waiting_readings = self._waiting_chars = 0
-            self._live(columns)
+            self._live(parts)
 
     def _gaps(self, now_open: tuple[OpenGap, ...]) -> None:
         if [gap.id for gap in now_open] == list(self.gaps):
@@ -220,21 +235,28 @@ class LastState:
                 waiting = gap.first_live[rows["tag"]] == _NOT_YET
                 gap.first_live[rows["tag"][waiting]] = rows["source"][waiting]
 
-    def _live(self, columns: Columns) -> None:
-        tag = columns.tag
-        size = int(tag.max()) + 1
+    def _live(self, parts: Sequence[Columns]) -> None:
+        """Take live readings in order. Places are counted over all parts, so that no part is copied to find the newest of each tag."""
+        size = 1 + max(int(part.tag.max()) for part in parts)
         self._rows, self._present = _grown(self._rows, size, 0), _grown(self._present, size, False)
-        newest = np.full(size, -1, np.int64)  # place in columns of the newest reading of each tag that is the source's own
-        marker = (columns.flags & np.uint16(Flag.MARKER)) != 0
-        real = np.flatnonzero((tag >= limits.TAG_NUMBER_FIRST) & ~marker)
-        newest[tag[real]] = real
-        which = np.flatnonzero(newest >= 0)
-        self._replace(columns, newest[which])
-        for row in np.flatnonzero((tag >= limits.TAG_NUMBER_FIRST) & marker):
-            if newest[tag[row]] < row:
-                self._rows["flags"][tag[row]] |= np.uint16(Flag.MARKER)
-        self._present[which] = True
-        self._first_live(columns, real)
+        newest = np.full(size, -1, np.int64)  # place of the newest reading of each tag that is the source's own
+        bounds, markers = [0], []
+        for part in parts:
+            tag, place = part.tag.astype(np.intp), np.arange(bounds[-1], bounds[-1] + len(part))  # intp: what numpy indexes with
+            own, marker = _own(part)
+            newest[tag[own]] = place[own]
+            if marker is not None:
+                markers.append((tag[marker], place[marker]))
+            if self.gaps:
+                self._first_live(part, own)
+            bounds.append(bounds[-1] + len(part))
+        places = np.sort(newest[newest >= 0])
+        for part, first, (begin, end) in zip(parts, bounds, pairwise(np.searchsorted(places, bounds).tolist()), strict=False):
+            if begin < end:
+                self._replace(part, places[begin:end] - first)
+        for tag, place in markers:
+            self._rows["flags"][tag[newest[tag] < place]] |= np.uint16(Flag.MARKER)
+        self._present[np.flatnonzero(newest >= 0)] = True
 
     def _replace(self, columns: Columns, place: NDArray[np.int64]) -> None:
         """Take the readings at these places, of different tags: whole rows at once, and texts only where they are the newest."""
@@ -248,10 +270,10 @@ class LastState:
         new["value"][texts] = 0
         self._rows[new["tag"]] = new
 
-    def _first_live(self, columns: Columns, real: NDArray[np.int64]) -> None:
+    def _first_live(self, columns: Columns, own: Own) -> None:
         # the source's time, as its history tells it: ts may be the gateway's, and a value that is only repeated came into being before
-        ts = (columns.ts_ns if columns.ts_source_ns is None else columns.ts_source_ns)[real]
-        tag = columns.tag[real]
+        ts = (columns.ts_ns if columns.ts_source_ns is None else columns.ts_source_ns)[own]
+        tag = columns.tag[own]
         for gap in self.gaps.values():
             gap.first_live = _grown(gap.first_live, len(self._source_of), _NOT_YET)
             known = tag < min(len(self._source_of), len(gap.first_live))

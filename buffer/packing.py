@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 RAW, ZSTD, PCODEC, RUNS, RUNS_ZSTD = range(5)
 ZSTD_SMALL_BYTES: Final = 96  # below, a zstandard frame costs more than it saves
 FEW_RUNS: Final = 16  # below, runs are smaller than anything else
-SMALL_ENOUGH: Final = 48  # readings a byte of runs: what pcodec could still save is not worth its time
+MANY_RUNS: Final = 4  # readings a run; below, pcodec is smaller
+SMALL_ENOUGH: Final = 8  # readings a byte of runs: what pcodec could still save is not worth its time
+SEARCH_SUFFICES: Final = 512  # numbers; below, pcodec looks at enough of them
+SEQUENCES_MIN: Final = 16_384  # numbers; below, each sequence was seen too seldom
+SEQUENCES_SHORT: Final = 16  # numbers a byte: pcodec is no smaller, and takes fifteen times as long
 _LENGTH_BYTES: Final = 4
 _LEVEL: Final = 6
 _CLASSIC: Final = ModeSpec.classic()
@@ -38,6 +42,7 @@ _ORDERS: Final = {  # naming the delta costs half of what pcodec's own search do
     1: ChunkConfig(compression_level=_LEVEL, mode_spec=_CLASSIC, delta_spec=DeltaSpec.try_consecutive(1)),
 }
 _SEARCH: Final = ChunkConfig(compression_level=_LEVEL)
+_DIFFERENCES: Final = ChunkConfig(compression_level=_LEVEL, delta_spec=DeltaSpec.try_consecutive(1))
 Packed = tuple[int, bytes]  # codec, body
 _kept: Final = threading.local()
 
@@ -46,6 +51,14 @@ def pack_numbers(data: NDArray[Any], order: int | None) -> Packed:
     """Return `data` through pcodec, differences of `order` (0 or 1) taken first; None: pcodec looks for patterns itself."""
     config = _SEARCH if order is None else _ORDERS[order]
     return PCODEC, standalone.simple_compress(np.ascontiguousarray(data), config)
+
+
+def pack_floats(data: NDArray[Any], order: int, *, search: bool = True) -> Packed:
+    """Return `data` through pcodec. `order` 1: by differences too, which its own search misses in a block of three, for up to twice the bytes."""
+    if not order or len(data) < SEARCH_SUFFICES:
+        return PCODEC, standalone.simple_compress(data, _SEARCH)
+    found = standalone.simple_compress(data, _DIFFERENCES)
+    return PCODEC, min(standalone.simple_compress(data, _SEARCH), found, key=len) if search else found
 
 
 def pack_plain(data: NDArray[Any]) -> Packed:
@@ -59,17 +72,29 @@ def pack_bytes(raw: bytes, level: int = 3) -> Packed:
     return (RAW, raw) if small is None else (ZSTD, small)
 
 
+def pack_places(data: NDArray[Any]) -> Packed:
+    """Return a long column in which the same sequences come again and again, as zstandard sees them; else as `pack_numbers` does."""
+    if len(data) >= SEQUENCES_MIN:
+        plain = pack_plain(data)
+        if len(plain[1]) * SEQUENCES_SHORT <= len(data):
+            return plain
+    return pack_numbers(data, 1)
+
+
 def pack_runs(data: NDArray[Any], order: int) -> Packed:
     """Return a column that seldom changes."""
     changes = np.flatnonzero(data[1:] != data[:-1])
-    bounds = np.empty(len(changes) + 2, np.int64)
+    number = len(changes) + 1
+    if number > FEW_RUNS and number * MANY_RUNS > len(data):
+        return pack_numbers(_widened(data), order)
+    bounds = np.empty(number + 1, np.int64)
     bounds[0], bounds[1:-1], bounds[-1] = 0, changes + 1, len(data)
     lengths = (bounds[1:] - bounds[:-1]).astype("<u4")
     numbers = data[bounds[:-1]].astype(data.dtype.newbyteorder("<"), copy=False)
-    raw = len(lengths).to_bytes(_LENGTH_BYTES, "little") + lengths.tobytes() + numbers.tobytes()
+    raw = number.to_bytes(_LENGTH_BYTES, "little") + lengths.tobytes() + numbers.tobytes()
     small = _compressed(raw, 3)
     runs = (RUNS, raw) if small is None else (RUNS_ZSTD, small)
-    if len(lengths) <= FEW_RUNS or len(runs[1]) * SMALL_ENOUGH <= len(data):
+    if number <= FEW_RUNS or len(runs[1]) * SMALL_ENOUGH <= len(data):
         return runs
     return min(runs, pack_numbers(_widened(data), order), key=lambda packed: len(packed[1]))
 

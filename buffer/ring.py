@@ -30,6 +30,7 @@ from buffer.manifest import FrameKind, Manifest, ObjectType, StateRecord
 from buffer.recovery import Recovered, read_object, recover
 from buffer.room import Room
 from buffer.seal import with_root
+from buffer.singly import Singly
 from buffer.space import Space
 from buffer.state import account
 from buffer.tagtable import decode_table
@@ -71,6 +72,7 @@ class Ring:
         self._chain = Chain(options.stream, 0, signer)
         self._gaps = Gaps((), 0)
         self._predecessor: tuple[int, int] | None = None
+        self.singly = Singly()  # for readings that come one at a time
         self._pending: list[Pending] = []
         self._unsynced: list[Built] = []
         self._table = found.tag_table
@@ -152,7 +154,7 @@ class Ring:
 
     def use_table(self, payload: bytes) -> None:
         """Make a tag table durable; later blocks name it. A journal never spans two. Raise CorruptError, StorageFault."""
-        invariant(not self._pending and not self._unsynced, "tag table changed while readings of the old one wait")
+        invariant(not self._pending and not self.singly and not self._unsynced, "tag table changed while readings of the old one wait")
         table = decode_table(payload)
         digest = self.add_object(ObjectType.TAG_TABLE, payload)
         self._roll = self._roll or digest != self._table
@@ -166,12 +168,18 @@ class Ring:
         self, columns: Columns, source: int | None = None, position: bytes | None = None, gap: GapChange | None = None, arrived_ns: int = 0
     ) -> None:
         """Take readings for the next commit; they stay whole: all in that commit, or none. source: its number in the tag table."""
+        self._gather()
         self._pending.append(Pending(columns, source, position, gap, arrived_ns))
+
+    def _gather(self) -> None:
+        if self.singly:
+            self._pending.append(Pending(self.singly.take()))
 
     def commit(self, now: Instant) -> Committed:
         """Make everything appended durable; an empty block where nothing was. Raise StorageFault: nothing is lost, call again."""
         invariant(self._ready, "commit before use_table")
         self._now = now
+        self._gather()
         first = self._unsynced[0].frame.manifest if self._unsynced else None
         if self._unsynced:
             self._write(now)

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from buffer.errors import MisuseError, StorageFault
 from buffer.system import pread_all, pwrite_all, write_all
+from buffer.together import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from buffer.system import System
+    from buffer.together import Each
 
 ZERO_CHUNK_BYTES: Final = 1024 * 1024
 DIRECT_ALIGN_BYTES: Final = 4096  # covers 512- and 4096-byte logical blocks
@@ -201,11 +203,15 @@ class PosixReadStorage:
 
 
 class PosixStorage(PosixReadStorage):
-    """The writer's view of one directory tree; methods as in `Storage`. file_mode None: a file system without modes (FAT)."""
+    """The writer's view of one directory tree; methods as in `Storage`. file_mode None: a file system without modes (FAT).
 
-    def __init__(self, root: Path, system: System = os, *, file_mode: int | None = FILE_MODE) -> None:
+    each: how files are worked through that are published together.
+    """
+
+    def __init__(self, root: Path, system: System = os, *, file_mode: int | None = FILE_MODE, each: Each = in_turn) -> None:
         super().__init__(root, system)
         self._file_mode = file_mode
+        self._each = each
         self._poisoned: set[int] = set()
         self._names: dict[int, str] = {}
 
@@ -263,9 +269,11 @@ class PosixStorage(PosixReadStorage):
             _publish(self._os, self._at(path), chunks, durable=True, mode=self._file_mode)
 
     def publish_together(self, files: Sequence[tuple[str, bytes | memoryview]]) -> None:
-        for path, data in files:
-            with _faults(path):
-                _publish(self._os, self._at(path), [data], durable=True, mode=self._file_mode, sync_name=False)
+        def one(file: tuple[str, bytes | memoryview]) -> None:
+            with _faults(file[0]):
+                _publish(self._os, self._at(file[0]), [file[1]], durable=True, mode=self._file_mode, sync_name=False)
+
+        self._each(one, files)
         for directory in sorted({os.path.dirname(path) for path, _ in files}):
             self.fsync_dir(directory)
 

@@ -123,8 +123,11 @@ def concat(parts: Sequence[Columns]) -> Columns:
     values: list[NDArray[np.uint64]] = []
     texts: list[str] = []
     for part in parts:
-        is_text = (part.kind == Kind.TEXT) | (part.kind == Kind.BYTES)
-        values.append(part.values + np.uint64(len(texts)) * is_text.astype(np.uint64))
+        if texts:  # else nothing moves
+            is_text = (part.kind == Kind.TEXT) | (part.kind == Kind.BYTES)
+            values.append(part.values + np.uint64(len(texts)) * is_text.astype(np.uint64))
+        else:
+            values.append(part.values)
         texts.extend(part.texts)
     source = None
     if any(part.ts_source_ns is not None for part in parts):

@@ -138,9 +138,15 @@ class Door:
         try:
             if isinstance(target, wire.FramesTarget) and target.offset is not None:
                 return await self._continued(request, policy, target, length)
-            body: list[bytes] = []
-            await self._read(request, policy, length, body.append)
-            return await self._receiver.put(policy, target, b"".join(body))
+            body, filled = bytearray(length), 0  # all of it at once: pieces are given back as they come, and joined never
+
+            def take(piece: bytes) -> None:
+                nonlocal filled
+                body[filled : filled + len(piece)] = piece
+                filled += len(piece)
+
+            await self._read(request, policy, length, take)
+            return await self._receiver.put(policy, target, memoryview(body).toreadonly())
         finally:
             self._under_way[policy.id] -= 1
             self._body_bytes -= memory

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from buffer import layout
 from buffer.errors import StorageFault
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
+from buffer.together import at_once
 from gateway.errors import TrustError
 from gateway.landing import stream_names
 from gateway.receive.app import Door
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 STATUS_SECONDS: Final = 1.0
 REVOCATIONS_SECONDS: Final = 30  # how soon a changed list counts
+SYNCS_AT_ONCE: Final = 8  # of segments of one request each, two files a segment: what one gateway has under way in its backlog
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +93,11 @@ def _reload(settings: SiteSettings, receiver: Receiver, door: Door) -> list[str]
 def make_receiver(runtime: Runtime, settings: SiteSettings) -> Receiver:
     """Return the receiver over the landing directory."""
     root = PosixReadStorage(settings.landing)
+    each = at_once(SYNCS_AT_ONCE)
 
     def storage_of(stream: str) -> PosixStorage:
         make_directory(settings.landing / stream)
-        return PosixStorage(settings.landing / stream)
+        return PosixStorage(settings.landing / stream, each=each)
 
     return Receiver(
         runtime,

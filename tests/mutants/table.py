@@ -33,7 +33,7 @@ CRASH = (
     M("gap opened after the first live commit", "buffer.cut", "            last = Group([], gaps.open, fill)\n", "            last = Group([], gaps.open if change is None or history else gaps.open[:-1], fill)\n", "crash"),
     M("progress of a fill not recovered", "buffer.last", "            self.gaps[fill[0]].progress = fill[1]\n", "            pass\n", "crash"),
     M("history counts as live", "buffer.last", "        if fill is None:\n            if columns", "        if True:\n            if columns", "crash"),
-    M("first live reading after a gap not kept", "buffer.last", "        self._first_live(columns, real)\n", "", "crash"),
+    M("first live reading after a gap not kept", "buffer.last", "            if self.gaps:\n                self._first_live(part, own)\n", "", "crash"),
     M("a generation without its ordinal", "buffer.ring", "        self.generation = (found.ordinal + 1) << 32 | nonce\n", "        self.generation = 1 << 32 | 1\n", "crash"),
     M("eviction looks at the wall clock", "buffer.ring", "        over = self._room.over_bytes()\n        if over > 0 and", "        over = self._room.over_bytes()\n        if (over > 0 or now.wall_ns < 0) and", "crash"),
     M("low is not in the record", "buffer.ring", "end, self._room.low, self._room.lost,", "end, (0, 0), self._room.lost,", "crash -1"),

@@ -232,3 +232,30 @@ def test_a_text_index_beyond_the_texts_is_refused():
     body = standalone.simple_compress(np.full(texts, 1_000, np.uint32), ChunkConfig())
     with pytest.raises(CorruptError, match="beyond the texts"):
         decode(_with_body(codec.TEXT, packing.PCODEC, body), 300)
+
+
+def _noise(tags: int, scans: int) -> np.ndarray:
+    """Measurements that are no decimals: each tag another size, readings of a tag together."""
+    random = np.random.default_rng(3)
+    size = np.exp(random.uniform(-5, 8, tags))[:, None]
+    return (size * (1 + 1e-3 * random.normal(0, 1, (tags, scans)).cumsum(axis=1))).ravel()
+
+
+@pytest.mark.parametrize("scans", [3, 40, 240, 500])
+def test_floats_are_packed_the_smaller_of_two_ways(scans):
+    data = _noise(41, scans)
+    packed = packing.pack_floats(data, 1)
+    ways = (packing._SEARCH, packing._DIFFERENCES) if len(data) >= packing.SEARCH_SUFFICES else (packing._SEARCH,)
+    assert len(packed[1]) == min(len(standalone.simple_compress(data, way)) for way in ways)
+    assert len(packing.pack_floats(data, 1, search=False)[1]) >= len(packed[1])
+    assert (packing.unpack_numbers(packed, np.float64, len(data)).view(np.uint64) == data.view(np.uint64)).all()
+
+
+def test_a_long_column_of_sequences_is_zstandards_and_any_other_is_not():
+    random = np.random.default_rng(4)
+    scan = random.permutation(1_000).astype(np.uint32) + 16
+    n = limits.BLOCK_READINGS_MAX
+    for data, codec_id in ((np.resize(scan, n), packing.ZSTD), (np.resize(scan, 4_096), packing.PCODEC), (random.choice(scan, n), packing.PCODEC)):
+        packed = packing.pack_places(data)
+        assert packed[0] == codec_id
+        assert (packing.unpack_numbers(packed, np.uint32, len(data)) == data).all()

@@ -9,7 +9,7 @@ import pytest
 
 from buffer import layout, limits
 from buffer.codec import decode
-from buffer.errors import StorageFault
+from buffer.errors import MisuseError, StorageFault
 from buffer.reader import RingReader
 from buffer.ring import Instant, Ring, RingOptions
 from buffer.storage import PosixReadStorage, PosixStorage
@@ -66,6 +66,19 @@ def test_committed_readings_are_read_back_in_order(tmp_path):
         done = ring.commit(instant(i))
         assert (done.first_seq, done.end_seq) == (i * 10, i * 10 + 10)
     assert [v for _, _, v in read_all(tmp_path)] == list(range(50))
+
+
+def test_readings_one_at_a_time_stand_where_they_were_added(tmp_path):
+    ring = open_ring(tmp_path)
+    ring.singly.add(16, 0, 0)
+    ring.append(some(1, 2))
+    ring.singly.add(16, 3, 3)
+    assert ring.commit(instant()).end_seq == 4
+    ring.singly.add(16, 4, 4)
+    with pytest.raises(MisuseError, match="wait"):
+        ring.use_table(b"")
+    ring.commit(instant())
+    assert [v for _, _, v in read_all(tmp_path)] == list(range(5))
 
 
 def test_a_start_after_kill_begins_a_generation_and_keeps_everything(tmp_path):

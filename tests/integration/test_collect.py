@@ -464,7 +464,7 @@ def test_the_command_takes_sighup_and_holds_10_000_tags_in_100_mb(tmp_path: Path
         box.configure(sources, tags.replace("t9999,s9,hr:999", "u9999,s9,hr:998"))
         process.send_signal(signal.SIGHUP)
         wait(lambda: b"u9999" in (tmp_path / "state" / "collect" / "_tags.json").read_bytes(), process)
-        wait(lambda: memory(process.pid) < 110e6, process)  # a reload leaves some of the old table's memory behind
+        wait(lambda: memory(process.pid) < 100e6, process)
         assert ebbgate("check", "--config", box.config, "--offline").wait(60) in (0, 1)
         process.terminate()
         assert process.wait(30) == 0

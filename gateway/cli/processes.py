@@ -80,9 +80,10 @@ def upload_command(config: Path, verbose: bool) -> None:
     """Push the ring to the receiver over mutual TLS, until stopped."""
     from gateway import runtime
     from gateway.config import load_gateway
+    from gateway.groups import without_tags
     from gateway.upload.service import run
 
-    settings = load_gateway(config, pinned=False)
+    settings = without_tags(load_gateway(config, pinned=False))
     serve("upload", verbose, lambda: run(runtime.real(), settings))
 
 

@@ -20,8 +20,7 @@ from buffer.reader import RingReader
 from buffer.ring import Instant, Ring, RingOptions
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table, encode_table
-from gateway import __version__
-from gateway.collect import footprint
+from gateway import __version__, footprint
 from gateway.collect.absence import markers_after
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control

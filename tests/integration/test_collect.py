@@ -151,7 +151,9 @@ async def test_every_block_names_the_table_its_readings_were_read_under(tmp_path
     assert len(before) > 5
     assert len(after) > 5
     assert max(before) < 65_536 <= min(after)
-    assert [*before, *(value >> 16 for value in after)] == device.given[: len(before) + len(after)]
+    kept = [*before, *(value >> 16 for value in after)]
+    whole, but_one = device.given[: len(kept)], [*device.given[: len(before)], *device.given[len(before) + 1 : len(kept) + 1]]
+    assert kept in (whole, but_one)  # the last answer before the change may have come after the stop
 
 
 MISTAKES = {

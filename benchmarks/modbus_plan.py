@@ -6,17 +6,16 @@ and with gap 0 not one register that no tag names.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
 from typing import Final
 
+from benchmarks.harness import Report, main
 from gateway.collect.modbus.plan import TCP_COST, Block, Cuts, Rules, Span, Table, plan, serial_cost
 
 TAGS: Final = 1_000
 DEVICES: Final = 5
-ROUNDS: Final = 5
 GOALS: Final = {("dense", 50): 5.0, ("sparse", 50): 2.0}
 
 
@@ -40,26 +39,26 @@ def check(spans: list[Span], blocks: tuple[Block, ...], gap: int) -> None:
     assert sorted(value for block in blocks for value in block.values) == sorted(spans)
 
 
-def main() -> None:
-    """Run all."""
+def run(report: Report) -> None:
+    """Plan each layout without and with a gap."""
     for name, devices in (("dense", layout(4_000, 0)), ("sparse", layout(10_000, 0)), ("clustered", layout(10_000, 40))):
-        for gap, wire, cost in ((0, "TCP", TCP_COST), (50, "TCP", TCP_COST), (50, "RTU 19200", serial_cost(19_200))):
+        for gap, wire, cost in ((0, "tcp", TCP_COST), (50, "tcp", TCP_COST), (50, "rtu_19200", serial_cost(19_200))):
             rules = Rules(gap=gap, cost=cost)
             times, plans = [], [plan(spans, rules, Cuts()) for spans in devices]
-            for _ in range(ROUNDS):
-                began = time.perf_counter()
+            for _ in range(report.options.rounds):
+                cpu = time.process_time()
                 plans = [plan(spans, rules, Cuts()) for spans in devices]
-                times.append(time.perf_counter() - began)
+                times.append(time.process_time() - cpu)
             for spans, blocks in zip(devices, plans, strict=True):
                 check(spans, blocks, gap)
             requests = sum(map(len, plans))
-            ratio, goal = TAGS / requests, GOALS.get((name, gap), 1.0) if wire == "TCP" else 1.0
             read = sum(block.span.count for blocks in plans for block in blocks) / (2 * TAGS)
-            settings = {"gap": gap, "wire": wire, "tags": TAGS, "devices": DEVICES, "registers_read_per_named": round(read, 2)}
-            line = {"name": f"modbus-plan {name} gap {gap} {wire}", "value": requests, "unit": "requests", "peer": "one request per tag"}
-            line |= {"peer_value": TAGS, "ratio": round(ratio, 2), "goal": goal, "ok": ratio >= goal}
-            print(json.dumps(line | {"settings": settings | {"plan_ms": round(statistics.median(times) * 1e3, 2)}}), flush=True)
+            goal = GOALS.get((name, gap), 1.0) if wire == "tcp" else 1.0
+            report.add(
+                f"{name}.gap_{gap}.{wire}", requests, "requests", peer="one request per tag", peer_value=TAGS, ratio=TAGS / requests,
+                goal=f"ratio >= {goal:g}", tags=TAGS, devices=DEVICES, registers_read_per_named=read, plan_cpu_ms=statistics.median(times) * 1e3,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main("modbus_plan", run)

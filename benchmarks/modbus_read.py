@@ -1,21 +1,19 @@
-"""make bench NAME=modbus-read: our Modbus client against libmodbus in C on the same libmodbus server; register decode against pymodbus.
+"""Our Modbus client against libmodbus in C on the same libmodbus server; register decode against pymodbus (make bench NAME=modbus-read).
 
 Reads: holding registers, 125 a request, one connection, one request in flight, with both guards, deadline and every check of the answer; the answer's
-bytes as they came (the C client's are numbers already, ours become numbers in the decoder, measured below). Clients take turns.
+bytes as they came (the C client's are numbers already, ours become numbers in the decoder, measured below). Clients take turns. A read is two
+wake-ups, the server's and the client's: on a busy machine they wait for a processor, so what a read costs the client in CPU stands beside.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import resource
 import shutil
 import socket
-import statistics
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,24 +22,20 @@ from typing import Final
 import uvloop
 from pymodbus.client.mixin import ModbusClientMixin
 
+from benchmarks.harness import Report, Sample, interleave, main, median, ratio
 from gateway.collect.modbus.client import connect
 from gateway.collect.modbus.decode import Decoder, Field, Type
 from gateway.collect.modbus.frame import Framing, read_pdu
 
-ROUNDS: Final = 21
-SECONDS: Final = 0.5  # short turns: what else the machine does meets all of them alike
+TURNS: Final = 4  # turns of the clients for a round of other benchmarks: short ones, so that what else the machine does meets all of them alike
+SECONDS: Final = 0.5
+WARM: Final = 200  # reads before it counts
 REGISTERS: Final = 125
 FLOATS: Final = 3_100  # 50 answers of 62
 
 
-def say(name: str, value: float, unit: str, peer: str, peer_value: float, ratio: float, goal: float, **settings: object) -> None:
-    """Print one result."""
-    line = {"name": name, "value": round(value, 3), "unit": unit, "peer": peer, "peer_value": round(peer_value, 3), "ratio": round(ratio, 3)}
-    print(json.dumps(line | {"goal": goal, "ok": ratio >= goal, "settings": settings}), flush=True)
-
-
 def build(folder: Path) -> Path:
-    """Compile the peer; exit 3 where libmodbus or gcc is missing."""
+    """Compile the peer; exit where libmodbus or gcc is missing."""
     if not (shutil.which("gcc") and shutil.which("pkg-config")):
         sys.exit("gcc or pkg-config is missing: run ops/ci/install-peers.sh")
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", "libmodbus"], capture_output=True, text=True, check=False)
@@ -53,27 +47,41 @@ def build(folder: Path) -> Path:
     return target
 
 
-async def ours(port: int) -> float:
-    """Return reads per second of our client."""
+async def ours(port: int) -> Sample:
+    """Read for SECONDS with our client."""
     connection = await connect(f"127.0.0.1:{port}", Framing.MBAP, False, "", 5.0)
-    pdu, reads, began = read_pdu(3, 0, REGISTERS), 0, time.perf_counter()
+    pdu, reads = read_pdu(3, 0, REGISTERS), 0
     wanted = bytes([3, 2 * REGISTERS]) + struct.pack(f">{REGISTERS}H", *range(REGISTERS))
+    for _ in range(WARM):
+        await connection.request(1, pdu, 5.0)
+    cpu, began = time.process_time(), time.perf_counter()
     while (passed := time.perf_counter() - began) < SECONDS:
         if await connection.request(1, pdu, 5.0) != wanted:
             sys.exit("a wrong value")
         reads += 1
+    spent = time.process_time() - cpu
     connection.close()
-    return reads / passed
+    return Sample(reads, passed, spent)
 
 
-def on(loop: Callable[[], asyncio.AbstractEventLoop], port: int) -> float:
+def on(loop: Callable[[], asyncio.AbstractEventLoop], port: int) -> Sample:
     """Run our client on a loop."""
     with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(ours(port))
 
 
-def reads(peer: Path) -> None:
-    """Compare clients, taking turns; the ratio is the median of the ratios of neighbours."""
+def theirs(peer: Path, port: int) -> Sample:
+    """Read for SECONDS with the C client; its CPU holds its start, which is a millisecond."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([peer, "client", str(port), str(SECONDS), str(REGISTERS)], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Sample(round(float(done.stdout) * SECONDS), SECONDS, cpu)
+
+
+def reads(report: Report) -> None:
+    """Compare clients, taking turns; a ratio is the median of those within a turn."""
+    peer = build(report.options.work)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -81,21 +89,25 @@ def reads(peer: Path) -> None:
     try:
         assert server.stdout is not None
         server.stdout.readline()
-        rounds: list[tuple[float, float, float]] = []
-        for _ in range(ROUNDS):
-            done = subprocess.run([peer, "client", str(port), str(SECONDS), str(REGISTERS)], capture_output=True, text=True, check=True)
-            rounds.append((float(done.stdout), on(asyncio.new_event_loop, port), on(uvloop.new_event_loop, port)))
+        contestants = {
+            "libmodbus": lambda: theirs(peer, port), "stock": lambda: on(asyncio.new_event_loop, port), "uvloop": lambda: on(uvloop.new_event_loop, port),
+        }  # fmt: skip
+        found = interleave(report.options.size(TURNS * report.options.rounds, 1), contestants)
     finally:
         server.kill()
         server.wait()
-    c = statistics.median(one[0] for one in rounds)
-    for name, place, goal in (("modbus-read stock loop", 1, 0.7), ("modbus-read uvloop", 2, 0.85)):
-        value, ratio = statistics.median(one[place] for one in rounds), statistics.median(one[place] / one[0] for one in rounds)
-        settings = {"registers": REGISTERS, "rounds": ROUNDS, "seconds": SECONDS, "cores": os.cpu_count()}
-        say(name, value, "reads/s", "libmodbus C client", c, ratio, goal, **settings)
+    c = found["libmodbus"]
+    for name, goal in (("stock", 0.7), ("uvloop", 0.85)):
+        mine = found[name]
+        report.add(
+            f"reads.{name}", median(mine, lambda s: s.per_s), "reads/s", peer="libmodbus C client", peer_value=median(c, lambda s: s.per_s),
+            ratio=ratio(mine, c, lambda s: s.per_s), goal=f"ratio >= {goal:g}", registers=REGISTERS, turns=len(c), seconds=SECONDS,
+            cpu_us=median(mine, lambda s: s.cpu_us), peer_cpu_us=median(c, lambda s: s.cpu_us), best=max(s.per_s for s in mine),
+            peer_best=max(s.per_s for s in c),
+        )  # fmt: skip
 
 
-def decode() -> None:
+def decode(report: Report) -> None:
     """Compare the decoder of one poll with pymodbus, value by value as its users do, and all at once as it can."""
     data = struct.pack(f">{FLOATS}f", *(i / 8 for i in range(FLOATS)))
     registers = list(struct.unpack(f">{2 * FLOATS}H", data))
@@ -109,27 +121,32 @@ def decode() -> None:
     def at_once() -> object:
         return convert(registers, kind)
 
+    def timed(call: Callable[[], object], times: int) -> Sample:
+        cpu, began = time.process_time(), time.perf_counter()
+        for _ in range(times):
+            call()
+        return Sample(times * FLOATS, time.perf_counter() - began, time.process_time() - cpu)
+
     assert decoder.decode(data).values.view("f8").tolist() == single() == at_once()
-    times: dict[str, list[float]] = {"ours": [], "single": [], "at once": []}
-    for _ in range(ROUNDS):
-        for name, call, repeat in (("ours", lambda: decoder.decode(data), 200), ("single", single, 2), ("at once", at_once, 4)):
-            began = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            times[name].append((time.perf_counter() - began) / repeat / FLOATS * 1e9)
-    mine = statistics.median(times["ours"])
+    found = interleave(
+        report.options.size(TURNS * report.options.rounds, 1),
+        {"ours": lambda: timed(lambda: decoder.decode(data), 200), "single": lambda: timed(single, 2), "at once": lambda: timed(at_once, 4)},
+    )
+    mine = found["ours"]
     for name, peer in (("single", "pymodbus, a value a call"), ("at once", "pymodbus, one call for all")):
-        theirs = statistics.median(times[name])
-        settings = {"type": "float32", "values": FLOATS, "rounds": ROUNDS, "ours": "quality, kind and flags of each value too"}
-        say(f"modbus-decode, {name}", mine, "ns/value", peer, theirs, theirs / mine, 50.0, **settings)
+        other = found[name]
+        report.add(
+            f"decode.{name.replace(' ', '_')}", 1000 * median(mine, lambda s: s.cpu_us), "ns CPU/value", peer=peer,
+            peer_value=1000 * median(other, lambda s: s.cpu_us), ratio=ratio(other, mine, lambda s: s.cpu_us), goal="ratio >= 50",
+            type="float32", values=FLOATS, turns=len(mine), ours="quality, kind and flags of each value too",
+        )  # fmt: skip
 
 
-def main() -> None:
-    """Run all."""
-    with tempfile.TemporaryDirectory(prefix="ebbgate-bench-") as folder:
-        reads(build(Path(folder)))
-    decode()
+def run(report: Report) -> None:
+    """Reads, then the decoder."""
+    reads(report)
+    decode(report)
 
 
 if __name__ == "__main__":
-    main()
+    main("modbus_read", run)

@@ -83,3 +83,8 @@ def _group_key(data_key: Path, name: str) -> Path:
 
 def _stream(settings: GatewaySettings, name: str) -> GatewaySettings:
     return replace(settings, stream=f"{settings.id}.{name}", group=name, data_key=_group_key(settings.data_key, name))
+
+
+def without_tags(settings: GatewaySettings) -> GatewaySettings:
+    """Return the settings of a process that reads no source: 10,000 tags would be megabytes for nothing."""
+    return replace(settings, sources=tuple(replace(one, tags=()) for one in settings.sources))

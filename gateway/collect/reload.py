@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from buffer.errors import CorruptError, StorageFault
 from buffer.notice import NoticeKind
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gateway.runtime import Runtime
     from gateway.settings import GatewaySettings, TagRow
 
+T = TypeVar("T")
 FINDINGS_SHOWN_MAX: Final = 20  # in one notice
 _NEEDS_RESTART: Final = ("id", "stream", "group", "ring", "state", "data_key")
 
@@ -60,9 +61,23 @@ def change_of(before: Tables, after: Tables) -> Change:
 
 
 def sharing(after: Tables, before: Tables) -> Tables:
-    """Return `after` with the very objects of `before` where they are equal: the sources that go on hold them anyway. Pure."""
+    """Return `after` with the very objects of `before` where they are equal: sources that go on hold them anyway, and one that is kept among
+    many that are dropped would keep their memory from the system. Pure.
+    """
     old = {one.name: one for one in before.sources}
-    return replace(after, sources=tuple(old[one.name] if old.get(one.name) == one else one for one in after.sources))
+    rows = {row.id: row for one in before.sources for row in one.tags}
+    tags = {tag.number: tag for tag in before.table.tags}
+    return replace(
+        after,
+        table=replace(after.table, tags=tuple(_older(tags.get(tag.number), tag) for tag in after.table.tags)),
+        sources=tuple(
+            _older(old.get(one.name), replace(one, tags=tuple(_older(rows.get(row.id), row) for row in one.tags))) for one in after.sources
+        ),
+    )
+
+
+def _older(before: T | None, after: T) -> T:
+    return before if before is not None and before == after else after
 
 
 def judge(before: GatewaySettings, after: GatewaySettings) -> tuple[Finding, ...]:

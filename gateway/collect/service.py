@@ -20,8 +20,7 @@ from buffer.reader import RingReader
 from buffer.ring import Instant, Ring, RingOptions
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table, encode_table
-from gateway import __version__
-from gateway.collect import footprint
+from gateway import __version__, footprint
 from gateway.collect.absence import markers_after
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
@@ -238,8 +237,8 @@ def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Ca
     if opened.before is not None and encode_table(opened.before) != encode_table(tables.table):
         told = [f"{one.where}: {one.what}" for one in _changes_since(settings)]
         writer.notice(NoticeKind.CONFIG, "", event="tag table changed", tags=told[:FINDINGS_SHOWN_MAX], tags_changed=len(told))
-    scrubber = Scrubber(runtime, settings, ring, writer, now, lambda: reloader.tables.table)
-    alone, began = replace(settings, sources=()), runtime.monotonic_ns()
+    alone, began = replace(settings, sources=()), runtime.monotonic_ns()  # the tags of the start are held by nobody for ever
+    scrubber = Scrubber(runtime, alone, ring, writer, now, lambda: reloader.tables.table)
     return Collector(runtime, alone, ring, writer, control, clock, maker, Crew(writer), sealer, reloader, scrubber, certified_ns=began)
 
 

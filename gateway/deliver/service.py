@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from buffer.errors import CorruptError, StorageFault
 from buffer.storage import PosixReadStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table
-from gateway.deliver.parquet import LakeSink, frame_rows
+from gateway import footprint
+from gateway.deliver.parquet import LakeSink, frame_rows, use_one_heap
 from gateway.deliver.sink import Part, SinkError, UnreadableError, Work
 from gateway.landing import LandingReader, Record, stream_names
 from gateway.runtime import full_jitter, notify
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 WORK_READINGS_MAX: Final = 1_000_000  # of one transaction
 WORK_RECORDS_MAX: Final = 2_000
 RETRY_CAP_S: Final = 60.0
+TABLES_KEPT_MAX: Final = 4  # tag tables of a stream: the present one, and some that a backlog goes back to
 UNREAD_AGAIN_NS: Final = 3600 * 10**9  # how often records that did not read are tried again, beside each start
 
 log = logging.getLogger(__name__)
@@ -128,7 +130,10 @@ class Feed:
             frame = self._reader.object_frame(digest)
             if frame is None:
                 raise CorruptError("the tag table of a landed record is not in the landing", source=digest.hex())
-            self._tables[digest] = decode_table(frame.payload)
+            table = decode_table(frame.payload)
+            if len(self._tables) >= TABLES_KEPT_MAX:
+                del self._tables[next(iter(self._tables))]
+            self._tables[digest] = table
         return self._tables[digest]
 
     def _load(self, record: Record, ranges: Sequence[Range]) -> Rows:
@@ -140,7 +145,7 @@ class Feed:
 
 async def feed_sink(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus, every_s: float) -> None:
     """Deliver one stream to one sink for ever."""
-    attempt, again_at = 0, runtime.monotonic_ns() + UNREAD_AGAIN_NS
+    attempt, again_at, worked = 0, runtime.monotonic_ns() + UNREAD_AGAIN_NS, False
     while True:
         if runtime.monotonic_ns() > again_at:
             feed.bad.clear()
@@ -157,6 +162,9 @@ async def feed_sink(runtime: Runtime, feed: Feed, sink: Sink, status: SinkStatus
             attempt += 1
             continue
         attempt, status.error = 0, ""
+        if worked and not busy:
+            await runtime.offload(footprint.give_back)
+        worked = busy
         if not busy:
             await runtime.sleep(every_s)
 
@@ -196,6 +204,7 @@ def make_sinks(runtime: Runtime, settings: SiteSettings) -> list[tuple[Sink, flo
 
 async def run(runtime: Runtime, settings: SiteSettings) -> None:
     """Deliver until cancelled; new streams are taken up as they appear."""
+    use_one_heap()
     make_directory(settings.deliver)
     statuses: dict[str, dict[str, SinkStatus]] = {}
     readers: dict[str, LandingReader] = {}  # of the status alone: a sink that works once a minute is behind in between

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from buffer.errors import CorruptError, StorageFault
 from buffer.storage import PosixReadStorage, make_directory, publish_file
+from gateway import footprint
 from gateway.errors import ConfigError
 from gateway.groups import all_streams
 from gateway.lanes import TokenBucket, parse_window, window_open
@@ -343,6 +344,7 @@ class Uploader:
 
 async def run(runtime: Runtime, settings: GatewaySettings) -> None:
     """Upload all streams of the gateway over one link until cancelled; raise EbbgateError or StorageFault where it cannot start."""
+    footprint.one_heap()
     keys = KeyRing()
     keys.trust(load_public(settings.receiver.receipt_key))
     streams = all_streams(settings, await runtime.offload(partial(_rings, settings.ring.path)))
@@ -359,6 +361,7 @@ async def run(runtime: Runtime, settings: GatewaySettings) -> None:
         uploader = Uploader(runtime, own, ring, carrier, store, keys, Control(settings.state / "control"), bucket=bucket)
         uploader.certificate_ends_ns = ends_ns
         uploaders.append((uploader, store))
+    footprint.give_back()
     log.info("upload is ready", extra={"data": {"streams": [one.stream for one in streams], "receiver": settings.receiver.url}})
     notify("READY=1")
     try:

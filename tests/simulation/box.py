@@ -95,6 +95,7 @@ class Box:
         self.told: set[tuple[int, int]] = set()
         self.left: set[tuple[int, int]] = set()
         self.lives = 0
+        self.before_seal: Callable[[], None] = lambda: None  # called where a journal is about to become a segment
         self.links: list[object] = []
         self._life: asyncio.Task[None] | None = None
         self._graveyard: list[asyncio.Task[None]] = []
@@ -225,6 +226,7 @@ class Box:
 
         async def run_child(request):
             disk = box.disk
+            box.before_seal()
             await asyncio.sleep(0.5)
             if disk.calls.crash_at >= 0 and disk.calls.steps >= disk.calls.crash_at:
                 raise Crash

@@ -2,7 +2,8 @@
 
 collect, upload, receive and deliver run as on a site, under a supervisor, over TLS and a link that is cut. In the first half one of them is
 killed (SIGKILL) every now and then; in the second half the link alone is cut, so that memory can be followed: resident memory of every
-process, by regression over the last 40 % of the time. Every value can be told from all others (tests.soak.device): in the lake each tag
+process, by regression over the last 40 % of the time, through the least of each minute: what is held when a piece of work is done, for deliver
+takes a hundred MiB for each. Every value can be told from all others (tests.soak.device): in the lake each tag
 must rise by one from reading to reading; a step of more needs a kill of collect beside it. The load contract is measured at the devices.
 """
 
@@ -43,6 +44,7 @@ DRAIN_S = 240.0
 NEAR_S = 20.0  # a kill, the start after it, and the first poll
 SLOPE_MAX_MIB_PER_HOUR = 1.0
 CALM_FROM = 0.6  # of the time: memory is followed from here on
+MINUTES_MIN = 5
 WARM_S = 300.0  # and only where that much has passed
 
 
@@ -170,7 +172,7 @@ class Soak:
         lake = audit.count_lake(self.root / "lake", STREAM, ends)
         doubled, holes = self._values()
         unexplained = [at for at in holes if not any(abs(at - kill) < NEAR_S for kill in self.collect_kills)]
-        slopes = {name: slope(points) for name, points in self.memory.items()}
+        slopes = {name: slope(held(points)) for name, points in self.memory.items()}
         most = max((load[1] for load in self.loads), default=0)
         out: dict[str, Any] = {
             "name": "soak", "minutes": round(self.seconds / 60, 1), "devices": self.devices, "tags": self.devices * BLOCK_TAGS,
@@ -179,7 +181,7 @@ class Soak:
             "polls_missed_unexplained": len(unexplained), "killed": self.killed, "link_cuts": self.cuts,
             "requests": sum(load[0] for load in self.loads), "most_requests_in_10_s": most, "allowed_in_10_s": 10 * CONTRACT + 1,
             "connections_most": max((load[2] for load in self.loads), default=0), "memory_slope_mib_per_hour": slopes,
-            "memory_mib": {name: round(points[-1][1], 1) for name, points in self.memory.items() if points},
+            "memory_mib": {name: [round(y, 1) for _, y in held(points)] for name, points in self.memory.items() if points},
         }  # fmt: skip
         whole = lake.missing == lake.duplicates == doubled == len(unexplained) == 0 and ends.committed == lake.rows == out["landed"] > 0
         polite = most <= 10 * CONTRACT + 1 and out["connections_most"] <= 2  # two for the moment after a kill in which the kernel closes the first
@@ -205,9 +207,18 @@ class Soak:
         return doubled, holes
 
 
+def held(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the least of each minute."""
+    minutes: dict[int, tuple[float, float]] = {}
+    for x, y in points:
+        minute = int(x * 60)
+        minutes[minute] = min(minutes.get(minute, (x, y)), (x, y), key=lambda point: point[1])
+    return list(minutes.values())
+
+
 def slope(points: list[tuple[float, float]]) -> float | None:
     """Return MiB per hour by regression, None for too few points."""
-    if len(points) < 60:
+    if len(points) < MINUTES_MIN:
         return None
     x0, y0 = sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
     return round(sum((x - x0) * (y - y0) for x, y in points) / sum((x - x0) ** 2 for x, _ in points), 2)

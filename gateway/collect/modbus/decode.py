@@ -24,6 +24,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 BAD_DECODING: Final = 0x8007_0000  # Bad_DecodingError (OPC 10000-6, A.2)
 _EXACT: Final = 2**53  # whole numbers up to here are doubles
 STRING_BYTES_MAX: Final = 250  # 125 registers: one answer
+TYPES_KEPT_MAX: Final = 256  # one object for each type there is, not for each tag
 
 _WIDTH: Final = {
     "int16": 2,
@@ -80,6 +82,7 @@ class Type:
         return self.width // 2
 
 
+@lru_cache(TYPES_KEPT_MAX)
 def parse_type(text: str) -> Type:
     """Return the type; raise ValueError that says what to write."""
     match = _TYPE.fullmatch(text.strip().lower())
@@ -175,48 +178,26 @@ class Decoder:
     """Decodes one poll after another with the same fields. What does not depend on the bytes is done here, once; absent types cost nothing."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        self._fields = tuple(fields)
-        self._gathers = [gather for width in (1, 2, 4, 8) if len((gather := self._gather(width))[0])]
-        self._by_type = {name: rows for name in _WIDTH if len(rows := self._rows(name))}
+        self._count = len(fields)  # the fields themselves are let go: 10,000 of them hold a megabyte
+        self._gathers = [gather for width in (1, 2, 4, 8) if len((gather := _gather(fields, width))[0])]
+        self._by_type = {name: rows for name in _WIDTH if len(rows := _rows(fields, name))}
         self._bits = np.array([i for i, f in enumerate(fields) if f.coil >= 0 or f.type.name == "bit"], np.intp)
         self._shift = np.array([fields[i].coil if fields[i].coil >= 0 else fields[i].type.n for i in self._bits], np.uint64)
-        self._strings = [i for i, f in enumerate(fields) if f.type.name == "string"]
+        self._strings = {i: f for i, f in enumerate(fields) if f.type.name == "string"}
         self._scaled = np.array([i for i, f in enumerate(fields) if f.scale != 1.0 or f.offset != 0.0], np.intp)
         self._factors = np.array([_factors(fields[i]) for i in self._scaled], np.float64).reshape(-1, 3).T
         self._raw_kind = np.array([_kind(f) for f in fields], np.uint8)
         self._kind = self._raw_kind.copy()
         self._kind[self._scaled] = Kind.DOUBLE
-        self._sentinels = self._bad_rows()
+        self._sentinels = _bad_rows(fields)
 
     def __len__(self) -> int:
-        return len(self._fields)
-
-    def _rows(self, name: str) -> NDArray[np.intp]:
-        return np.array([i for i, f in enumerate(self._fields) if f.type.name == name and f.coil < 0], np.intp)
-
-    def _gather(self, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp], str]:
-        """Return rows, an (n, width) matrix of buffer places in little-endian order, and the dtype of the result."""
-        rows = [i for i, f in enumerate(self._fields) if f.type.name != "string" and (1 if f.coil >= 0 else f.type.width) == width]
-        fields = [self._fields[i] for i in rows]
-        places = [[f.start + place for place in (byte_order(f.order, width) if width > 1 else [0])] for f in fields]
-        return np.array(rows, np.intp), np.array(places, np.intp).reshape(len(rows), width), f"<u{width}"
-
-    def _bad_rows(self) -> tuple[NDArray[np.intp], NDArray[np.uint64], NDArray[np.intp]]:
-        """Return rows and raw patterns that mean "not available", and the rows where NaN means it."""
-        rows: list[int] = []
-        raw: list[int] = []
-        nan: list[int] = []
-        for i, field in enumerate(self._fields):
-            patterns, has_nan = bad_patterns(field.type, field.bad_raw)
-            rows += [i] * len(patterns)
-            raw += patterns
-            nan += [i] * has_nan
-        return np.array(rows, np.intp), np.array(raw, np.uint64), np.array(nan, np.intp)
+        return self._count
 
     def decode(self, buffer: bytes | bytearray | memoryview) -> Values:
         """Return all values; raise IndexError if the buffer is shorter than the fields."""
         data = np.frombuffer(buffer, np.uint8)
-        n = len(self._fields)
+        n = self._count
         raw, flags = np.zeros(n, np.uint64), np.zeros(n, np.uint16)
         for rows, places, dtype in self._gathers:
             raw[rows] = data[places].view(dtype)[:, 0]
@@ -275,8 +256,7 @@ class Decoder:
         self, buffer: bytes | bytearray | memoryview, values: NDArray[np.uint64], quality: NDArray[np.uint32], flags: NDArray[np.uint16]
     ) -> tuple[str, ...]:
         texts: list[str] = []
-        for row in self._strings:
-            field = self._fields[row]
+        for row, field in self._strings.items():
             data = bytes(buffer[field.start : field.start + field.type.width])
             text, repaired = decode_text(data, field.type, field.order)
             if repaired:
@@ -285,6 +265,30 @@ class Decoder:
             values[row] = len(texts)
             texts.append(text)
         return tuple(texts)
+
+
+def _rows(fields: Sequence[Field], name: str) -> NDArray[np.intp]:
+    return np.array([i for i, f in enumerate(fields) if f.type.name == name and f.coil < 0], np.intp)
+
+
+def _gather(fields: Sequence[Field], width: int) -> tuple[NDArray[np.intp], NDArray[np.intp], str]:
+    """Return rows, an (n, width) matrix of buffer places in little-endian order, and the dtype of the result."""
+    rows = [i for i, f in enumerate(fields) if f.type.name != "string" and (1 if f.coil >= 0 else f.type.width) == width]
+    places = [[fields[i].start + place for place in (byte_order(fields[i].order, width) if width > 1 else [0])] for i in rows]
+    return np.array(rows, np.intp), np.array(places, np.intp).reshape(len(rows), width), f"<u{width}"
+
+
+def _bad_rows(fields: Sequence[Field]) -> tuple[NDArray[np.intp], NDArray[np.uint64], NDArray[np.intp]]:
+    """Return rows and raw patterns that mean "not available", and the rows where NaN means it."""
+    rows: list[int] = []
+    raw: list[int] = []
+    nan: list[int] = []
+    for i, field in enumerate(fields):
+        patterns, has_nan = bad_patterns(field.type, field.bad_raw)
+        rows += [i] * len(patterns)
+        raw += patterns
+        nan += [i] * has_nan
+    return np.array(rows, np.intp), np.array(raw, np.uint64), np.array(nan, np.intp)
 
 
 def _factors(field: Field) -> tuple[float, float, float]:

@@ -91,10 +91,6 @@ def _skip_structure(reader: Reader) -> tuple[str, int, int]:
     return kind, at, at + size
 
 
-def _numbers(reader: Reader) -> tuple[int, ...]:
-    return tuple(reader.u32() for _ in range(reader.count()))
-
-
 def _message(reader: Reader) -> Message:
     sequence = reader.u32()
     published = ticks_to_ns(int(reader.number(I64)))
@@ -117,10 +113,10 @@ def parse_publish(data: bytes) -> PublishAnswer:
     """Return a PublishResponse; raise ServiceFault or CorruptError. Items are decoded by `decode_message`."""
     reader = _response(data, PUBLISH_RESPONSE, "Publish")
     subscription = reader.u32()
-    available = _numbers(reader)
+    available = reader.u32s()
     more = bool(reader.byte())
     message = _message(reader)
-    return PublishAnswer(subscription, available, more, message, _numbers(reader))
+    return PublishAnswer(subscription, available, more, message, reader.u32s())
 
 
 def parse_republish(data: bytes) -> Message:
@@ -209,7 +205,7 @@ def parse_created_items(data: bytes) -> list[CreatedItem]:
 def parse_transfer(data: bytes) -> list[tuple[int, tuple[int, ...]]]:
     """Return status and available message numbers per subscription of a TransferSubscriptionsResponse."""
     reader = _response(data, 844, "TransferSubscriptions")
-    return [(reader.u32(), _numbers(reader)) for _ in range(reader.count())]
+    return [(reader.u32(), reader.u32s()) for _ in range(reader.count())]
 
 
 class Reference(NamedTuple):

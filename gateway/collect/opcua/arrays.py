@@ -50,7 +50,7 @@ class Arrays:
 
     def expand(self, items: Items) -> tuple[Items, dict[int, int]]:
         """Return items with arrays as their elements, in order for each tag; and first element -> length of arrays that are longer than declared."""
-        which = np.isin(items.handle, self._first)
+        which = np.isin(items.handle, self._first) if len(self._first) else np.zeros(0, np.bool_)
         if not which.any():
             return items, {}
         rows = np.flatnonzero(which)

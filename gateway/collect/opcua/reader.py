@@ -57,6 +57,11 @@ class Reader:
         """Return a UInt32."""
         return int(self.number(U32))
 
+    def u32s(self) -> tuple[int, ...]:
+        """Return an array of UInt32, null as none."""
+        count = self.count()
+        return struct.unpack_from(f"<{count}I", self.data, self.skip(4 * count))
+
     def count(self) -> int:
         """Return the length of an array, null as 0. No element is shorter than a byte, so a hostile count ends here."""
         count = int(self.number(I32))

@@ -53,6 +53,7 @@ class TagStates:
         self._scale = np.fromiter((tag.scale for tag in self.tags), np.float64, n)
         self._offset = np.fromiter((tag.offset for tag in self.tags), np.float64, n)
         self._scaled = (self._scale != 1.0) | (self._offset != 0.0)
+        self._scales = bool(self._scaled.any())
         self._bad_raw = {row: {_raw(text) for text in tag.bad_raw} for row, tag in enumerate(self.tags) if tag.bad_raw}
         self.has = np.zeros(n, np.bool_)
         self.marked = np.zeros(n, np.bool_)  # a marker stands in the plot where the value should be
@@ -148,8 +149,7 @@ class TagStates:
                 wanted = self._bad_raw[int(rows[at])]
                 if number in wanted or (number != number and None in wanted):
                     kind[at], values[at], quality[at] = Kind.NULL, 0, BAD_NO_DATA
-        change = np.flatnonzero(self._scaled[rows] & np.isin(kind, _NUMERIC))
-        if len(change):
+        if self._scales and len(change := np.flatnonzero(self._scaled[rows] & np.isin(kind, _NUMERIC))):
             scaled = _as_double(kind[change], values[change]) * self._scale[rows[change]] + self._offset[rows[change]]
             values[change], kind[change] = scaled.view(np.uint64), Kind.DOUBLE
 

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import struct
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +45,7 @@ VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, 
 
 _LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
 _SERVICE_LEVEL: Final = "i=2267"
+_PUBLISH: Final = ua.PublishRequest().TypeId
 _FACTS: Final = (2255, 2257, 2258)  # NamespaceArray, StartTime, CurrentTime
 
 
@@ -261,8 +263,8 @@ class Session:
 
         The caller has waited for the load contract. The request waits at the server as long as the server likes.
         """
-        request = ua.PublishRequest()
-        request.Parameters.SubscriptionAcknowledgements = [ua.SubscriptionAcknowledgement(one, number) for one, number in acknowledge]
+        numbers = [number for pair in acknowledge for number in pair]
+        request = Encoded(_PUBLISH, struct.pack(f"<i{len(numbers)}I", len(numbers) // 2, *numbers))
         protocol = self._client.uaclient.protocol
         with plant(f"{self.url}: Publish"):
             if protocol is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +56,8 @@ def trust_command(source: str, config: Path, yes: bool, as_json: bool) -> None:
     Compare the fingerprint with the one the server's own tool shows. Then the server is asked with our certificate; where it does not
     trust us, ours is shown, and where to accept it. No login, nothing is read. Exit code 1 if the server refuses us.
     """
+    import asyncio
+
     from gateway.cli.owner import as_owner
     from gateway.collect.opcua.probe import offer
     from gateway.runtime import quiet, real
@@ -174,6 +175,8 @@ def browse_command(
 
     Within the load contract of the source. What this account cannot read is left out and counted.
     """
+    import asyncio
+
     from gateway.cli.owner import as_owner
     from gateway.collect.opcua import browse
     from gateway.collect.opcua.rows import make_rows
@@ -301,6 +304,8 @@ def read_command(source: str, address: str, config: Path, type_: str, all_orders
 
 
 def _read_modbus(settings: GatewaySettings, wanted: ModbusSource, address: str, type_: str, all_orders: bool) -> tuple[Any, list[str]]:
+    import asyncio
+
     from gateway.collect.modbus.probe import read
     from gateway.runtime import real
 
@@ -310,6 +315,8 @@ def _read_modbus(settings: GatewaySettings, wanted: ModbusSource, address: str, 
 
 
 def _read_opcua(settings: GatewaySettings, wanted: OpcuaSource, address: str) -> tuple[Any, list[str]]:
+    import asyncio
+
     from gateway.collect.opcua.probe import quality_text, read
     from gateway.runtime import real
 

@@ -13,6 +13,7 @@ from buffer.types import Flag, empty_columns
 from gateway.collect.clock import SkewWatch
 from gateway.collect.opcua.answers import decode_message
 from gateway.collect.opcua.arrays import Arrays
+from gateway.collect.opcua.byhand import Hand, by_hand
 from gateway.collect.opcua.committer import Committer
 from gateway.collect.opcua.readings import TagStates, Taken
 from gateway.collect.opcua.tracker import Tracker, make_position
@@ -51,6 +52,7 @@ class Feed:
         self._clock = clock
         self._known = sink.known(settings.name)
         self.states = TagStates(settings.tags, self._known.last)
+        self.hand = Hand()  # what people asked to have filled
         self.arrays = Arrays(settings.tags)
         self._longer: dict[int, int] = {}  # first element -> length of an array of which people were told that it is cut
         self.committer = Committer(sink)
@@ -66,6 +68,7 @@ class Feed:
         self._overflows = 0
         self._overflow_told_ns = 0
         self._concerned: dict[int, frozenset[int] | None] = {}  # gaps opened here, by from_ns: the tags they are about, None: all
+        self._opening: set[asyncio.Task[None]] = set()
         self.fill_losses: dict[int, int] = {}  # gap id -> connections lost in a row while its history was asked for
         self.program_ns = -(10**18)  # monotonic: when the server was last found to run another program
         self.semantics_changed = False  # a status said so: types, units or the program may be others now
@@ -171,7 +174,8 @@ class Feed:
     async def open_gap(self, reason: str) -> None:
         """Commit a gap since the last moment we were level, before any later reading; a gap without a later reading goes on."""
         self.settled = False
-        if not self.states.has.any() or any(not gap.first_live_ns for gap in self.sink.known(self.name).gaps):
+        gaps = self.sink.known(self.name).gaps
+        if not self.states.has.any() or any(not gap.first_live_ns and not by_hand(gap) for gap in gaps):
             return
         await self._open(None, reason)
 
@@ -188,7 +192,15 @@ class Feed:
             from_ns += 1
         self._concerned[from_ns] = concerned
         self.notice(NoticeKind.GAP, event="opened", since_ns=from_ns, reason=reason)
-        return self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns)))
+        task = self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns)))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return task
+
+    @property
+    def opening(self) -> bool:
+        """Whether a gap is on its way into the ring that `sink.known` does not show yet."""
+        return bool(self._opening)
 
     def concerned(self, gap: Gap) -> frozenset[int] | None:
         """Return the tags a gap is about; None: all, or opened before this process began."""

@@ -107,8 +107,8 @@ async def _walk(session: Session, start: str, found: Found, depth: int, most: in
     for _ in range(depth):
         below: list[tuple[str, tuple[str, ...], Variable | None]] = []
         for chunk in _chunks(level, session.facts.limits["MaxNodesPerBrowse"]):
-            for (_, path, owner), references in zip(chunk, await _references(session, [node for node, _, _ in chunk]), strict=True):
-                _take(found, seen, below, path, owner, references)
+            for (_, path, owner), children in zip(chunk, await references(session, [node for node, _, _ in chunk]), strict=True):
+                _take(found, seen, below, path, owner, children)
             progress("browsed", found.seen, 0)
             if len(found.variables) >= most:
                 found.stopped = f"stopped at {most:,} variables"
@@ -129,10 +129,10 @@ def _take(
     below: list[tuple[str, tuple[str, ...], Variable | None]],
     path: tuple[str, ...],
     owner: Variable | None,
-    references: Sequence[Reference],
+    children: Sequence[Reference],
 ) -> None:
     """Sort the children of one node into variables, properties of the variable that owns them, and what is to be browsed next."""
-    for one in references:
+    for one in children:
         if owner is not None and one.kind == _HAS_PROPERTY and one.name in _CONTEXT:
             owner.properties.setdefault(one.name, one.node)
         if one.node in seen or one.node_class not in (_OBJECT, _VARIABLE) or one.node.startswith("svr="):
@@ -148,20 +148,23 @@ def _take(
         below.append((one.node, step, variable))
 
 
-async def _references(session: Session, nodes: list[str]) -> list[list[Reference]]:
-    """Return the children of nodes. A server that has too few continuation points for all of them is asked one by one."""
-    answered = await session.browse(nodes)
+async def references(session: Session, nodes: list[str], along: str = "") -> list[list[Reference]]:
+    """Return the children of nodes. A server that has too few continuation points for all of them is asked one by one.
+
+    along: a type of reference, hierarchical ones by default.
+    """
+    answered = await session.browse(nodes, along)
     if len(nodes) > 1 and any(status == _NO_CONTINUATION_POINTS for status, _, _ in answered):
-        answered = [one for node in nodes for one in await session.browse([node])]
+        answered = [one for node in nodes for one in await session.browse([node], along)]
     answered += [(0, b"", [])] * (len(nodes) - len(answered))
     all_ = []
-    for _, point, references in answered[: len(nodes)]:
+    for _, point, children in answered[: len(nodes)]:
         pages = 0
         while point and pages < PAGES_MAX:
             _, point, more = await session.browse_next(point)
-            references += more
+            children += more
             pages += 1
-        all_.append(references)
+        all_.append(children)
     return all_
 
 
@@ -229,8 +232,8 @@ async def _types(session: Session, variables: Sequence[Variable]) -> None:
     names = await _read(session, kinds, _BROWSE_NAME)
     properties: dict[str, dict[str, str]] = {}
     for chunk in _chunks(kinds, session.facts.limits["MaxNodesPerBrowse"]):
-        for kind, references in zip(chunk, await _references(session, chunk), strict=True):
-            properties[kind] = {one.name: one.node for one in references if one.kind == _HAS_PROPERTY and one.name in _CONTEXT}
+        for kind, children in zip(chunk, await references(session, chunk), strict=True):
+            properties[kind] = {one.name: one.node for one in children if one.kind == _HAS_PROPERTY and one.name in _CONTEXT}
     await _properties(session, [(one, properties[one.type]) for one in variables if one.type in properties])
     for one in variables:
         if one.type in properties:

@@ -9,8 +9,9 @@ import numpy as np
 
 from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
-from buffer.types import Flag, empty_columns
-from gateway.collect.clock import SkewWatch
+from buffer.types import GOOD, Flag, Kind, empty_columns, make_columns
+from gateway.collect.clock import NO_TIME, SkewWatch
+from gateway.collect.opcua.active import BAD_WAITING_FOR_INITIAL_DATA
 from gateway.collect.opcua.answers import decode_message
 from gateway.collect.opcua.arrays import Arrays
 from gateway.collect.opcua.byhand import Hand, by_hand
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from buffer.types import Columns
     from gateway.collect.clock import GatewayClock
+    from gateway.collect.opcua.active import Condition
     from gateway.collect.opcua.answers import Message
     from gateway.collect.opcua.decode import Items
     from gateway.collect.opcua.state import Subscription
@@ -232,8 +234,29 @@ class Feed:
         for number, status in list(refused.items())[:20]:
             self.notice(NoticeKind.TAG, event="refused by the server", tag=self.tag_id(number), status=f"0x{status:08X}", refused=len(refused))
 
+    def tell_alarms(self, numbers: Sequence[int], conditions: Sequence[Condition] | None) -> None:
+        """Commit which alarms are active now for these tags; None: nobody knows before they change."""
+        now, _ = self.now()
+        for one in conditions or ():
+            if one.active:
+                n = len(numbers)
+                columns = make_columns(numbers, [now] * n, [Kind.TEXT] * n, range(n), [0] * n, [Flag.INITIAL] * n, (one.text,) * n)
+                said = np.full(n, now if one.time_ns == NO_TIME else one.time_ns, np.int64)
+                self.committer.submit(Batch(self.name, replace(columns, ts_source_ns=said)))
+        quality = BAD_WAITING_FOR_INITIAL_DATA if conditions is None else GOOD
+        self.committer.submit(Batch(self.name, self.states.tell(numbers, quality, now)))
+        names = [self.tag_id(number) for number in numbers[:20]]
+        if conditions is None:
+            self.notice(NoticeKind.TAG, event="which alarms are active is not known before each changes", tags=names)
+        else:
+            active = sum(one.active for one in conditions)
+            self.notice(NoticeKind.TAG, event="active alarms read", active=active, conditions=len(conditions), tags=names)
+
     def repeat_marked(self) -> None:
         """Commit the newest reading again where a marker stands: the source was never without us, though we were without it."""
+        events = self.states.numbers[self.states.marked & self.states.events].tolist()
+        if events:  # the server kept what happened meanwhile: it comes, or there was nothing
+            self.committer.submit(Batch(self.name, self.states.tell(events, GOOD, self.now()[0])))
         self._repeat(self.states.marked.copy())
 
     def heartbeat(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
 from gateway.collect.opcua import subscribe
+from gateway.collect.opcua.active import read_conditions
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault, parse_publish
 from gateway.collect.opcua.arrays import one_per_item
@@ -86,6 +87,7 @@ class Link:
         number, revised_ms, count = await self._session.create_subscription(interval_ms, keep_alive_s, LIFETIME_S, NOTIFICATIONS_MAX)
         feed.begin(Subscription(number, identity, digest, revised_ms * count / 1000), 0)
         await self._create_items(tuple(tag.number for tag in settings.tags))
+        await self._read_alarms()
 
     async def _keep(self, old: Subscription, identity: str, digest: str) -> bool:
         feed = self._feed
@@ -228,6 +230,18 @@ class Link:
         wanted = {number: node for number, node in nodes.items() if node is not None and number not in self._refused}
         if wanted:
             self._feed.take_read(list(wanted), await self._session.read(list(wanted.values()), VALUE))
+        await self._read_alarms()
+
+    async def _read_alarms(self) -> None:
+        """What events before now would have told: which alarms are active, where the server keeps them as nodes."""
+        settings, spaces = self._feed.settings, self._session.facts.namespaces
+        by_node: dict[str, list[int]] = {}
+        for tag in settings.tags:
+            node = parse_address(tag.address, settings.namespaces).node_id(spaces) if is_event(tag) else None
+            if node is not None and tag.number not in self._refused:
+                by_node.setdefault(node, []).append(tag.number)
+        for node, numbers in by_node.items():
+            self._feed.tell_alarms(numbers, await read_conditions(self._session, node))
 
     # ---- life ----
 

@@ -83,13 +83,11 @@ def test_a_shorter_declaration_retires_elements_and_a_new_name_is_seen_as_one() 
     assert "o.z.2 now reads" in refused["oven.zone.2"], "element by element"
 
 
-def test_modbus_and_events_have_no_arrays() -> None:
+def test_events_are_no_arrays() -> None:
     from gateway.config import _check_arrays
-    from gateway.settings import ModbusSource, OpcuaSource
+    from gateway.settings import OpcuaSource
 
     element = next(expand_rows([FILE]))
-    with pytest.raises(ConfigError, match="Modbus has no arrays"):
-        _check_arrays(ModbusSource("m", "modbus-tcp", "127.0.0.1:502", tags=(element,)))
     with pytest.raises(ConfigError, match="events are no array"):
         _check_arrays(OpcuaSource("p", ("opc.tcp://h",), tags=(replace(element, type="event"),)))
 

@@ -173,7 +173,8 @@ def browse_command(
 ) -> None:
     """List what an OPC UA server has: address, type, value; with -o as a tag table that `check` accepts as it is.
 
-    Within the load contract of the source. What this account cannot read is left out and counted.
+    Within the load contract of the source. What this account cannot read is left out and counted. An array of fixed dimensions is proposed as
+    tags of its elements (`expand`); empty the cell to keep it as one tag.
     """
     import asyncio
 
@@ -233,7 +234,9 @@ def _write(output: Path, rows: list[TagRow], dialect: Any) -> None:  # noqa: ANN
 def _say_cost(settings: OpcuaSource, found: Found, as_json: bool) -> None:
     from math import ceil
 
-    requests = 7 + 6 * ceil(len(found.variables) / settings.load.items)
+    from gateway.collect.opcua.browse import ATTRIBUTES
+
+    requests = 7 + (len(ATTRIBUTES) + 1) * ceil(len(found.variables) / settings.load.items)  # and once for their properties
     seconds = requests / settings.load.requests_per_s
     body = {"variables": len(found.variables), "nodes": found.seen, "seconds": round(seconds, 1), "stopped": found.stopped}
     line = f"{len(found.variables):,} variables among {found.seen:,} nodes; to describe them takes about {seconds:.0f} s"
@@ -259,7 +262,8 @@ def _say(
         return
     if output is None:
         for row in rows:
-            click.echo(f"{printable(row.address):48} {printable(row.type):12} {printable(row.unit):8} {row.path}")
+            elements = f"  (expand = {row.expand})" if row.expand else ""
+            click.echo(f"{printable(row.address):48} {printable(row.type):12} {printable(row.unit):8} {row.path}{elements}")
     for path, why in left_out[:LEFT_OUT_SHOWN_MAX]:
         click.echo(f"left out {printable(path)}: {printable(why)}", err=True)
     notes = [f"{len(rows):,} variables"]

@@ -60,6 +60,10 @@ async def test_every_event_once_over_a_cut_and_never_a_call(tmp_path: Path) -> N
     assert "CallRequest" not in server.services
 
 
+def alarms_told(sink: MemorySink) -> list[dict[str, object]]:
+    return [one for one in sink.told(NoticeKind.TAG) if "alarms" in str(one["event"])]
+
+
 async def test_what_is_active_when_nobody_has_told_us_since_is_read_from_the_server_s_nodes(tmp_path: Path) -> None:
     server = OpcuaServer(tmp_path, tags=1, events_ms=60_000, high=True, extras={"commands": True}).start()
     sink, control = MemorySink(), Control()
@@ -67,13 +71,14 @@ async def test_what_is_active_when_nobody_has_told_us_since_is_read_from_the_ser
     settings = settings_for(server.port, 0, tags=(*settings_for(server.port, 1).tags, tag))
     try:
         async with running(make_source(settings, tmp_path, control), sink) as task:
-            await until(lambda: ups(sink) == 1, 30, task)
+            await until(lambda: ups(sink) == 1 and len(alarms_told(sink)) == 1, 30, task)
             control.names.add("plc")
             await until(lambda: len(sink.told(NoticeKind.SOURCE_DOWN)) == 1, 20, task)
             server.tell("level 0")
             await asyncio.sleep(1)
             control.names.clear()
-            await until(lambda: ups(sink) == 2, 30, task)
+            await until(lambda: ups(sink) == 2 and len(alarms_told(sink)) == 2, 30, task)
+            await asyncio.sleep(0.2)  # committed, too
     finally:
         server.stop()
     rows = [row for row in sink.rows(live=False) if row.tag == 41]
@@ -94,7 +99,8 @@ async def test_where_the_server_shows_no_conditions_the_state_is_said_to_be_unkn
     settings = settings_for(server.port, 0, tags=(*settings_for(server.port, 1).tags, tag))
     try:
         async with running(make_source(settings, tmp_path), sink) as task:
-            await until(lambda: ups(sink) == 1, 30, task)
+            await until(lambda: ups(sink) == 1 and len(alarms_told(sink)) == 1, 30, task)
+            await asyncio.sleep(0.2)
     finally:
         server.stop()
     marked = [row for row in sink.rows(live=False) if row.tag == 41 and row.quality == BAD_WAITING_FOR_INITIAL_DATA]

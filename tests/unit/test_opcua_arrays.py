@@ -92,6 +92,18 @@ def test_events_are_no_arrays() -> None:
         _check_arrays(OpcuaSource("p", ("opc.tcp://h",), tags=(replace(element, type="event"),)))
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "expand"),
+    [("[4]", 4), ("[2,3]", 6), ("[1000]", 1000), ("[1001]", 0), ("[40,40]", 0), ("[0]", 0), ("[2,0]", 0), ("[]", 0), ("", 0), ("[true]", 0), ("{}", 0), ("[-2,-3]", 0)],
+)
+def test_browse_proposes_elements_where_dimensions_are_fixed(dimensions: str, expand: int) -> None:
+    from gateway.collect.opcua.browse import Variable
+    from gateway.collect.opcua.rows import make_rows
+
+    rows, left_out = make_rows("plc", [Variable("ns=1;s=Wave", ("Plant", "x" * 300), "Double", dimensions=dimensions)], ("", "urn:x"), {})
+    assert ([row.expand for row in rows], left_out) == ([expand], []), "also where the path is as long as it can be"
+
+
 # ---- messages ----
 
 

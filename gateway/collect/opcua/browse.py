@@ -2,7 +2,8 @@
 
 Breadth first along hierarchical references, each node once (address spaces are graphs, often with cycles). Variables become rows, their
 properties the columns: EngineeringUnits, EURange, EnumStrings, EnumValues, TrueState and FalseState (OPC 10000-8), those of enumerated
-data types too (OPC 10000-3, 5.8.3), Description, MinimumSamplingInterval. A variable that this account cannot read is left out and counted.
+data types too (OPC 10000-3, 5.8.3), Description, MinimumSamplingInterval, ArrayDimensions where they are fixed. A variable that this
+account cannot read is left out and counted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ DEPTH_MAX: Final = 20
 SEEN_PER_NODE: Final = 10  # references followed for each variable wanted: folders, properties, methods
 PAGES_MAX: Final = 10_000  # BrowseNext for one node; then it gives no end
 NAME_CHARS_MAX: Final = 200  # of one step of a path
-_BROWSE_NAME, _DESCRIPTION, _MINIMUM_SAMPLING = 3, 5, 19  # attribute ids (OPC 10000-6, A.1)
+_BROWSE_NAME, _DESCRIPTION, _ARRAY_DIMENSIONS, _MINIMUM_SAMPLING = 3, 5, 16, 19  # attribute ids (OPC 10000-6, A.1)
+ATTRIBUTES: Final = (VALUE, DATA_TYPE, USER_ACCESS_LEVEL, _DESCRIPTION, _MINIMUM_SAMPLING, _ARRAY_DIMENSIONS)  # read of each variable
 _READ: Final = 0b01  # CurrentRead bit of UserAccessLevel
 _OBJECT, _VARIABLE = 1, 2
 _HAS_PROPERTY: Final = "i=46"
@@ -50,6 +52,7 @@ class Variable:
     value: str = ""
     description: str = ""
     sampling_ms: float = 0.0
+    dimensions: str = ""  # of an array, JSON text; 0: it varies
     readable: bool = True
     context: dict[str, object] = field(default_factory=dict)
     properties: dict[str, str] = field(default_factory=dict)
@@ -179,7 +182,7 @@ async def _describe(session: Session, found: Found, now_ns: int, progress: Calla
     total = len(found.variables)
     for done, chunk in enumerate(_chunks(found.variables, session.facts.limits["MaxNodesPerRead"])):
         nodes = [one.node for one in chunk]
-        read = {one: await _read(session, nodes, one) for one in (VALUE, DATA_TYPE, USER_ACCESS_LEVEL, _DESCRIPTION, _MINIMUM_SAMPLING)}
+        read = {one: await _read(session, nodes, one) for one in ATTRIBUTES}
         for row, variable in enumerate(chunk):
             _fill(variable, read, row, now_ns)
         progress("described", min((done + 1) * len(chunk), total), total)
@@ -204,6 +207,9 @@ def _fill(variable: Variable, read: dict[int, Items | None], row: int, now_ns: i
         variable.type, variable.value = shown.type, shown.value
     level = access.value(row) if access is not None else None
     variable.readable = type(level) is not int or bool(level & _READ)
+    dimensions = read[_ARRAY_DIMENSIONS]
+    size = dimensions.value(row) if dimensions is not None else None
+    variable.dimensions = size if isinstance(size, str) else ""
     texts = read[_DESCRIPTION]
     said = texts.value(row) if texts is not None else None
     variable.description = said if isinstance(said, str) else ""

@@ -66,6 +66,7 @@ class Feed:
         slowest = max((tag.every_ns for tag in settings.tags), default=0)
         self._slack_ns = settings.publish_ns + slowest
         self._level_ns = self.states.newest_ns or self.now()[0]
+        self.alarms_told = False  # which alarms were active when this process, or the subscription, began
         self.settled = False  # every tag's present value is known: a gap has its first live readings
         self._overflows = 0
         self._overflow_told_ns = 0
@@ -234,17 +235,16 @@ class Feed:
         for number, status in list(refused.items())[:20]:
             self.notice(NoticeKind.TAG, event="refused by the server", tag=self.tag_id(number), status=f"0x{status:08X}", refused=len(refused))
 
-    def tell_alarms(self, numbers: Sequence[int], conditions: Sequence[Condition] | None) -> None:
-        """Commit which alarms are active now for these tags; None: nobody knows before they change."""
-        now, _ = self.now()
+    def tell_alarms(self, numbers: Sequence[int], conditions: Sequence[Condition] | None, as_of_ns: int) -> None:
+        """Commit which alarms were active at that time for these tags; None: nobody knows before they change."""
+        n = len(numbers)
         for one in conditions or ():
             if one.active:
-                n = len(numbers)
-                columns = make_columns(numbers, [now] * n, [Kind.TEXT] * n, range(n), [0] * n, [Flag.INITIAL] * n, (one.text,) * n)
-                said = np.full(n, now if one.time_ns == NO_TIME else one.time_ns, np.int64)
+                columns = make_columns(numbers, [as_of_ns] * n, [Kind.TEXT] * n, range(n), [GOOD] * n, [Flag.INITIAL] * n, (one.text,) * n)
+                said = np.full(n, as_of_ns if one.time_ns == NO_TIME else one.time_ns, np.int64)
                 self.committer.submit(Batch(self.name, replace(columns, ts_source_ns=said)))
         quality = BAD_WAITING_FOR_INITIAL_DATA if conditions is None else GOOD
-        self.committer.submit(Batch(self.name, self.states.tell(numbers, quality, now)))
+        self.committer.submit(Batch(self.name, self.states.tell(numbers, quality, as_of_ns)))
         names = [self.tag_id(number) for number in numbers[:20]]
         if conditions is None:
             self.notice(NoticeKind.TAG, event="which alarms are active is not known before each changes", tags=names)

@@ -81,13 +81,13 @@ class Link:
         if old is not None and self._session.resumed:
             await self._session.delete_subscription(old.id)
         feed.end()
+        feed.alarms_told = False
         await feed.open_gap("no subscription survived")
         interval_ms = settings.publish_ns / 1e6
         keep_alive_s = subscribe.keep_alive_s(settings)
         number, revised_ms, count = await self._session.create_subscription(interval_ms, keep_alive_s, LIFETIME_S, NOTIFICATIONS_MAX)
         feed.begin(Subscription(number, identity, digest, revised_ms * count / 1000), 0)
         await self._create_items(tuple(tag.number for tag in settings.tags))
-        await self._read_alarms()
 
     async def _keep(self, old: Subscription, identity: str, digest: str) -> bool:
         feed = self._feed
@@ -138,6 +138,8 @@ class Link:
             tasks.create_task(self._tick())
             tasks.create_task(self._renew())
             tasks.create_task(fill(self._session, feed))
+            if not feed.alarms_told:
+                tasks.create_task(self._read_alarms())
 
     async def _renew(self) -> None:
         while True:
@@ -241,7 +243,9 @@ class Link:
             if node is not None and tag.number not in self._refused:
                 by_node.setdefault(node, []).append(tag.number)
         for node, numbers in by_node.items():
-            self._feed.tell_alarms(numbers, await read_conditions(self._session, node))
+            as_of_ns = self._feed.now()[0]  # an event that comes meanwhile is later news
+            self._feed.tell_alarms(numbers, await read_conditions(self._session, node), as_of_ns)
+        self._feed.alarms_told = True
 
     # ---- life ----
 

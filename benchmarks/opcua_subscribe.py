@@ -85,6 +85,9 @@ class Nobody:
     def paused(self, source: str) -> bool:
         return False
 
+    def asked(self, source: str) -> None:
+        return None
+
 
 @contextlib.asynccontextmanager
 async def our_source(name: str, port: int, tags: int, sink: CountingSink):

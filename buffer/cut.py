@@ -49,7 +49,7 @@ class GapChange(Protocol):
 
     @property
     def progress(self) -> bytes:
-        """How far the fill has come with this batch."""
+        """How far the fill has come with this batch; on open what a fill by hand is about, else empty."""
         ...
 
 
@@ -130,6 +130,8 @@ def group(pending: Sequence[Pending], gaps: Gaps) -> list[Group]:
         last = out[-1] if out else None
         if last is None or change is not None or last.fill is not None or len(last.positions) >= POSITIONS_PER_BLOCK_MAX:
             fill = (change.id, change.progress) if change is not None and history else None
+            if change is not None and not history and change.progress:
+                fill = (gaps.next_id - 1, change.progress)  # committed with the gap itself: a kill leaves both or neither
             last = Group([], gaps.open, fill)
             out.append(last)
         last.parts.append(one.columns)

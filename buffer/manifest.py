@@ -16,7 +16,7 @@ not belong to the kind is absent, and an unknown key is refused:
     10   chain after      s       32 bytes: h of the last block (in a block it is computed)
     11   arrival          b       int: gateway wall clock of the oldest reading, ns since 1970
     12   positions        b       {source number: bytes}; only those that changed
-    13   fill             b       [gap id, progress bytes]; only in a block of history
+    13   fill             b       [gap id, progress bytes]; in a block of history, and where a gap is opened by hand
     14   state            b s     the state record, below
     15   object type      o       1 tag table, 2 key statement
     16   more             b       true: the commit goes on in the next block; absent in its last block. One commit is all of its

@@ -241,9 +241,8 @@ def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ..
 
 def _check_arrays(source: s.OpcuaSource | s.ModbusSource) -> None:
     for tag in source.tags:
-        if tag.array and (isinstance(source, s.ModbusSource) or tag.type in ("event", "alarm")):
-            what = "Modbus has no arrays" if isinstance(source, s.ModbusSource) else "events are no array"
-            raise ConfigError(f"tags.csv: row {tag.line}, expand: {what}", "Leave the cell empty; write one row for each tag.")
+        if tag.array and isinstance(source, s.OpcuaSource) and tag.type in ("event", "alarm"):
+            raise ConfigError(f"tags.csv: row {tag.line}, expand: events are no array", "Leave the cell empty; write one row for each tag.")
 
 
 def _check_security(path: Path, source: s.OpcuaSource, pinned: bool) -> None:

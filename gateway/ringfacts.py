@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from buffer.reader import RingReader
 from buffer.storage import PosixReadStorage
 from buffer.views import sql_text
 from gateway.errors import ConfigError
+from gateway.units import parse_moment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,8 +126,6 @@ def export_sql(begin: str, end: str, tags: Sequence[str], *, csv: bool) -> str:
 
 def _time(text: str) -> str:
     try:
-        at = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{text!r} is not a time", "Write it as 2026-11-23 or 2026-11-23T06:00 (UTC).") from None
-    at = at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
-    return at.isoformat()
+        return parse_moment(text).isoformat()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

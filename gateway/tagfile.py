@@ -7,10 +7,11 @@ Columns, in any order; only the first four must be there:
     source       a [source.NAME] of gateway.toml                           low, high      engineering range
     address      OPC UA: s7:"DB"."x", ns=2;s=x, nsu=..;s=..                every          1s; how often
                  Modbus: 40001, hr:0, ir:0x10, hr:5.3                      deadband       0; in engineering units, absolute
-    type         Modbus: int16 uint16 ... float64 bool bit string bcd      heartbeat      0; the last value again after so long
+    type         Modbus: int16 .. float64 bool bit string bcd, int16[8]    heartbeat      0; the last value again after so long
     order        Modbus: ABCD CDAB BADC DCBA; empty: the source's          bad_raw        raw values that mean "not available": 32768|nan
     description  for people                                                states         0=stopped|1=running
-    expand       OPC UA: 8 makes an array of 8 the tags <id>.0 to <id>.7 (gateway.tagarrays); empty: an array is one tag, its value JSON
+    expand       8 makes an array of 8 the tags <id>.0 to <id>.7 (gateway.tagarrays; Modbus: the type is that of one element);
+                 empty: an array (OPC UA; Modbus int16[8]) is one tag, its value JSON
 
 A row number is that of the spreadsheet: the header is row 1. Blank rows and rows that begin with # are left out.
 """

@@ -1,14 +1,16 @@
-"""Times, sizes and rates as people write them -> whole base units (ns, bytes, bits/s). Pure.
+"""Times, sizes and rates as people write them -> whole base units (ns, bytes, bits/s), and moments. Pure.
 
     "500 ms"  "1s"  "10 min"  "1h"  "30 d"      ns us ms s min h d w; "m" is refused (minute or month or milli?)
     "25 GB"  "64 KiB"  "4096"                   B, k M G T (1000) and Ki Mi Gi Ti (1024); bare: bytes
     "5 Mbit/s"  "64 kbit/s"  "1 MB/s"           bits per second; bytes are multiplied by 8
+    "2026-11-23"  "2026-11-23T06:00"            UTC, unless an offset says otherwise
 
 Every function raises ValueError that says what to write instead.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 from decimal import Decimal
 from typing import Final
@@ -63,6 +65,15 @@ def parse_rate_bps(text: str) -> int:
         raise ValueError(f'{text.strip()!r} is not a rate: write one as "5 Mbit/s" or "1 MB/s"')
     bits = 8 if match[2] == "B" and unit.endswith("/s") else 1
     return _whole(text, number * factor * bits, RATE_BPS_MAX, "1 Tbit/s")
+
+
+def parse_moment(text: str) -> datetime.datetime:
+    """Return a moment of "2026-11-23" or "2026-11-23T06:00[:00][+01:00]", in UTC."""
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is not a time: write one as 2026-11-23 or 2026-11-23T06:00 (UTC)") from None
+    return at.replace(tzinfo=datetime.UTC) if at.tzinfo is None else at.astimezone(datetime.UTC)
 
 
 def format_duration(ns: int) -> str:

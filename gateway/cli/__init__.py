@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "read": ("discover", "Read one address of a source, to compare with the machine's own display."),
     "pause": ("contact", "Leave a source alone: Ebbgate disconnects within a second."),
     "resume": ("contact", "Connect to a paused source again."),
+    "fill": ("fill", "Ask an OPC UA server's history for what the ring has nothing of."),
     "collect": ("processes", "Read the sources into the ring (OT process)."),
     "upload": ("processes", "Push the ring to the receiver (OT process)."),
     "receive": ("processes", "Take batches, verify them, land them (IT process)."),

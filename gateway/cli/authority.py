@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import re
 import time
@@ -117,6 +116,8 @@ def time_ns() -> int:
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def ca_serve(directory: Path, listen: str, how_long: str, receiver: str, verbose: bool) -> None:
     """Answer gateways that have a code, for a while. Nothing else is answered, and nothing is needed for what is enrolled already."""
+    import asyncio
+
     from gateway import runtime
     from gateway.cli.processes import serve
     from gateway.enroll.server import EnrolmentServer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from errno import EIO, ENODEV, ENOENT, ENOSPC
 from pathlib import Path
@@ -165,6 +164,8 @@ def _listening(site: SiteSettings) -> tuple[str, str]:
 
 
 def _carried(settings: Receiver, folder: Path, stream: str) -> Imported:
+    import asyncio
+
     from gateway import runtime
     from gateway.trust.keys import KeyRing, load_public
     from gateway.upload.carry_in import import_folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +33,8 @@ def check_command(config: Path, offline: bool, values: bool, as_json: bool) -> N
     Obeys the load contract of each source; a source that collect is reading is not asked twice. Exit code 0: good (warnings may remain),
     1: something must be mended, 2: the configuration cannot be read, 3: the environment does not allow to look.
     """
+    import asyncio
+
     from gateway.checks import check_all, check_site
     from gateway.cli.owner import as_owner
     from gateway.config import is_gateway_file, load_gateway, load_site

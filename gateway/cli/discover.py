@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +56,8 @@ def trust_command(source: str, config: Path, yes: bool, as_json: bool) -> None:
     Compare the fingerprint with the one the server's own tool shows. Then the server is asked with our certificate; where it does not
     trust us, ours is shown, and where to accept it. No login, nothing is read. Exit code 1 if the server refuses us.
     """
+    import asyncio
+
     from gateway.cli.owner import as_owner
     from gateway.collect.opcua.probe import offer
     from gateway.runtime import quiet, real
@@ -172,8 +173,11 @@ def browse_command(
 ) -> None:
     """List what an OPC UA server has: address, type, value; with -o as a tag table that `check` accepts as it is.
 
-    Within the load contract of the source. What this account cannot read is left out and counted.
+    Within the load contract of the source. What this account cannot read is left out and counted. An array of fixed dimensions is proposed as
+    tags of its elements (`expand`); empty the cell to keep it as one tag.
     """
+    import asyncio
+
     from gateway.cli.owner import as_owner
     from gateway.collect.opcua import browse
     from gateway.collect.opcua.rows import make_rows
@@ -230,7 +234,9 @@ def _write(output: Path, rows: list[TagRow], dialect: Any) -> None:  # noqa: ANN
 def _say_cost(settings: OpcuaSource, found: Found, as_json: bool) -> None:
     from math import ceil
 
-    requests = 7 + 6 * ceil(len(found.variables) / settings.load.items)
+    from gateway.collect.opcua.browse import ATTRIBUTES
+
+    requests = 7 + (len(ATTRIBUTES) + 1) * ceil(len(found.variables) / settings.load.items)  # and once for their properties
     seconds = requests / settings.load.requests_per_s
     body = {"variables": len(found.variables), "nodes": found.seen, "seconds": round(seconds, 1), "stopped": found.stopped}
     line = f"{len(found.variables):,} variables among {found.seen:,} nodes; to describe them takes about {seconds:.0f} s"
@@ -256,7 +262,8 @@ def _say(
         return
     if output is None:
         for row in rows:
-            click.echo(f"{printable(row.address):48} {printable(row.type):12} {printable(row.unit):8} {row.path}")
+            elements = f"  (expand = {row.expand})" if row.expand else ""
+            click.echo(f"{printable(row.address):48} {printable(row.type):12} {printable(row.unit):8} {row.path}{elements}")
     for path, why in left_out[:LEFT_OUT_SHOWN_MAX]:
         click.echo(f"left out {printable(path)}: {printable(why)}", err=True)
     notes = [f"{len(rows):,} variables"]
@@ -301,6 +308,8 @@ def read_command(source: str, address: str, config: Path, type_: str, all_orders
 
 
 def _read_modbus(settings: GatewaySettings, wanted: ModbusSource, address: str, type_: str, all_orders: bool) -> tuple[Any, list[str]]:
+    import asyncio
+
     from gateway.collect.modbus.probe import read
     from gateway.runtime import real
 
@@ -310,6 +319,8 @@ def _read_modbus(settings: GatewaySettings, wanted: ModbusSource, address: str, 
 
 
 def _read_opcua(settings: GatewaySettings, wanted: OpcuaSource, address: str) -> tuple[Any, list[str]]:
+    import asyncio
+
     from gateway.collect.opcua.probe import quality_text, read
     from gateway.runtime import real
 

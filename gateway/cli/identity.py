@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,8 @@ def enroll_command(config: Path, ca: str, code: str) -> None:
 
     The only command of a gateway that takes something from the IT side over the network. Without a network: identity install.
     """
+    import asyncio
+
     from buffer.storage import publish_file
     from gateway.config import receiver_address
     from gateway.enroll.client import enrol

@@ -209,7 +209,17 @@ def _source_line(name: str, about: dict[str, Any]) -> str:
     """Return how one source is doing, and the waiver under which it is read."""
     waiver = f"; WAIVER: security {about['security']}: {about['security_waiver']}" if about.get("security_waiver") else ""
     why = f" ({about['reason']})" if about.get("reason") else ""
-    return "         " + printable(f"source {name} is {about.get('state')}{why}{waiver}")
+    return "         " + printable(f"source {name} is {about.get('state')}{why}{_fill_words(about.get('fill') or {})}{waiver}")
+
+
+def _fill_words(fill: dict[str, Any]) -> str:
+    """Return what came of the last `ebbgate fill`, or how far it is."""
+    if not fill:
+        return ""
+    window = f"{_utc(fill['from_ns'])} to {_utc(fill['to_ns'])}"
+    if fill["state"] == "filling":
+        return f"; filling {window} by hand: {fill['asked']:,} of {fill['holes']:,} holes asked, {fill['readings']:,} readings"
+    return f"; fill by hand of {window}: {fill['state']}, {fill.get('readings', 0):,} readings ({fill['reason']})"
 
 
 def _places(config: Path) -> list[tuple[str, Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import sys
@@ -30,6 +29,8 @@ def serve(
     loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
 ) -> None:  # fmt: skip
     """Run a service until SIGTERM or SIGINT, then let it stop in order. on_hangup: what SIGHUP does instead of stopping."""
+    import asyncio
+
     from gateway.runtime import configure_logging
 
     configure_logging(name, verbose)
@@ -74,6 +75,8 @@ def collect_command(config: Path, group: str, verbose: bool) -> None:
     SIGTERM stops in order. SIGHUP reads gateway.toml and tags.csv again and goes over to them: sources that did not change go on
     without noticing; a mistake leaves everything as it was and is said in log, status and notices. Ask `ebbgate check` first.
     """
+    import asyncio
+
     from gateway import runtime
     from gateway.collect.service import run
     from gateway.config import load_gateway
@@ -146,6 +149,8 @@ def run_command() -> None:
 
 def _together(names: dict[str, tuple[str, ...]], config: Path, verbose: bool, hangup: tuple[str, ...] = ()) -> None:
     """Run commands, given by name and arguments, until stopped; SIGHUP goes on to those named in `hangup`."""
+    import asyncio
+
     from gateway import runtime
     from gateway.supervise import Command, Supervisor
 

@@ -2,13 +2,18 @@
 
 `pause/<source>`: while the file exists, that source is left alone. Its first line says who and why. Also left alone is a source whose lock
 another process holds: somebody's `check`, `browse` or `read` (gateway.collect.locks).
+
+`fill/<source>`: gaps that a person wants filled from the server's history (gateway.fillorder). Read when the file changes.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.collect.locks import LET_GO_NS
+from gateway.errors import ConfigError
+from gateway.fillorder import ORDER_BYTES_MAX, FillOrder, parse_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,10 +26,14 @@ _REASON_CHARS_MAX: Final = 200
 
 
 class Control:
-    """The requests in force. `poll` reads the directory; sources ask `paused`."""
+    """The requests in force. `poll` reads the directory; sources ask `paused` and `asked`."""
 
-    def __init__(self, directory: Path, locks: SourceLocks | None = None) -> None:
+    def __init__(self, directory: Path, locks: SourceLocks | None = None, generation: str = "") -> None:
+        """generation: of the ring that is written now."""
         self._directory = directory / "pause"
+        self._fills = directory / "fill"
+        self._generation = generation
+        self._orders: dict[str, tuple[tuple[int, int], FillOrder | str]] = {}  # source -> file as it was (mtime, inode), what it says
         self._locks = locks
         self._paused: dict[str, str] = {}
         self.fault = ""  # why the requests cannot be read; those in force stay
@@ -52,6 +61,21 @@ class Control:
     def paused(self, source: str) -> bool:
         """Say whether a person asked to leave this source alone."""
         return source in self._paused
+
+    def asked(self, source: str) -> FillOrder | str | None:
+        """Return what a person wants filled of this source, or why the file that says so is no order; None where there is none."""
+        path = self._fills / source
+        try:
+            facts = path.stat()
+            seen = (facts.st_mtime_ns, facts.st_ino)
+            if self._orders.get(source, (None,))[0] != seen:
+                with path.open("rb") as file:
+                    data = file.read(ORDER_BYTES_MAX + 1)
+                self._orders[source] = (seen, self._order(data, source))
+        except OSError as error:
+            self._orders.pop(source, None)
+            return None if isinstance(error, FileNotFoundError | NotADirectoryError) else f"{path}: {error.strerror}"
+        return self._orders[source][1]
 
     def watch(self, names: Iterable[str]) -> None:
         """Speak with these sources from now on."""
@@ -82,3 +106,12 @@ class Control:
                 return file.read(_REASON_CHARS_MAX).partition("\n")[0].strip()
         except OSError:
             return ""
+
+    def _order(self, data: bytes, source: str) -> FillOrder | str:
+        try:
+            order = parse_order(data)
+        except ConfigError as error:
+            return error.message
+        if order.source != source:
+            return f"an order for {order.source!r}, not for {source!r}"
+        return replace(order, fresh=order.generation == self._generation)

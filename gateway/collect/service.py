@@ -229,7 +229,8 @@ def _wire(runtime: Runtime, settings: GatewaySettings, opened: _Opened, load: Ca
     ring, tables, clock = opened.ring, opened.tables, opened.clock
     now = partial(instant, runtime, clock)
     writer = Writer(ring, tables.table, runtime, now, settings.ring.commit_ns)
-    control = Control(settings.state / "control", SourceLocks(settings.state / "collect", [one.name for one in tables.sources]))
+    locks = SourceLocks(settings.state / "collect", [one.name for one in tables.sources])
+    control = Control(settings.state / "control", locks, format_generation(ring.generation))
     control.poll(runtime.monotonic_ns())
     maker = Maker(runtime, settings.state / "collect", clock, control)
     sealer = Sealer(runtime, writer, ring, opened.root, now, settings.ring.seal_ns)

@@ -25,7 +25,10 @@ class GapStep(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GapChange:
-    """One step in the life of a gap. On OPEN the writer gives the id (0 here); the source reads it from `Known`."""
+    """One step in the life of a gap. On OPEN the writer gives the id (0 here); the source reads it from `Known`.
+
+    progress: on PROGRESS, and on the OPEN of a fill by hand: it is committed with the gap.
+    """
 
     step: GapStep
     id: int = 0

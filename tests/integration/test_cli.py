@@ -39,6 +39,15 @@ def test_help_imports_no_command():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["status", "check", "fill", "collect"])
+def test_help_of_a_command_starts_no_event_loop_library(name):
+    """asyncio is a third of what --help would cost."""
+    code = f"import sys; sys.argv = ['ebbgate', {name!r}, '--help']; import gateway.cli\ntry: gateway.cli.main()\nexcept SystemExit: pass\n"
+    code += "sys.exit('asyncio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def set_up(root: Path) -> Path:
     """A CA, a receiver and a gateway, enrolled; in one process, since a command costs a second."""
     main("ca", "init", root / "ca", "--name", "acme")

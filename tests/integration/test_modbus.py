@@ -27,6 +27,7 @@ from gateway.findings import Level
 from gateway.runtime import real
 from gateway.settings import Alive, Load, TagRow
 from gateway.settings import ModbusSource as Settings
+from gateway.tagarrays import expand_rows
 from tests.support.libmodbus import Server, free_port, pty_pair
 from tests.support.modbus_device import Device, running
 
@@ -560,6 +561,32 @@ async def test_libmodbus_is_read_killed_restarted_and_never_written(tmp_path: Pa
     assert {row[1] for row in asked} == {1}
     wanted = {(3, i) for i in (*range(150), 1998, 2000)} | {(4, 5), (4, 6), (1, 3), (2, 4)}
     assert {(f, i) for f, _, start, count in asked for i in range(start, start + count)} == wanted
+
+
+@pytest.mark.peers
+async def test_arrays_from_libmodbus_as_text_and_as_tags_of_their_elements(tmp_path: Path) -> None:
+    """130 elements of two registers do not fit one answer: no request begins or ends within one of them."""
+    port = free_port()
+    sink = RecordingSink()
+    wave = tag(300, "hr:501", "int32", id="wave", expand=130)
+    elements = [replace(row, number=300 + row.element) for row in expand_rows([wave])]
+    bits = [replace(row, number=500 + row.element) for row in expand_rows([tag(500, "hr:5.14", "", id="bits", expand=4)])]
+    tags = [tag(16, "hr:10", "int16[4]", scale=0.1), tag(17, "ir:7", "uint32[2]", order="CDAB"), tag(18, "co:5", "bool[9]"), *elements, *bits]
+    server = Server("tcp", str(port))
+    try:
+        async with polling(build(settings(f"127.0.0.1:{port}", *tags), tmp_path), sink):
+            await until(lambda: all(sink.rows(one.number) for one in tags))
+    finally:
+        asked = server.stop()
+    texts = {text for batch in sink.batches for text in batch.columns.texts}
+    assert texts == {"[1.0,1.1,1.2,1.3]", f"[{1008 << 16 | 1007},{1010 << 16 | 1009}]", "[false,true,false,false,true,false,false,true,false]"}
+    assert [sink.rows(300 + k)[0][1] for k in range(130)] == [(501 + 2 * k) << 16 | 502 + 2 * k for k in range(130)]
+    assert [sink.rows(500 + k)[0][1] for k in range(4)] == [0, 0, 0, 1], "bits 14 and 15 of register 5, 0 and 1 of register 6"
+    for _, _, start, count in asked:
+        inside = range(501, 761)
+        assert start not in inside or (start - 501) % 2 == 0
+        assert start + count not in inside or (start + count - 501) % 2 == 0
+    assert {(start, count) for function, _, start, count in asked if function == 3} == {(5, 2), (10, 4), (501, 124), (625, 124), (749, 12)}
 
 
 @pytest.mark.peers

@@ -45,6 +45,9 @@ class Control:
     def paused(self, source: str) -> bool:
         return source in self.names
 
+    def asked(self, source: str) -> None:
+        return None
+
 
 def make_source(settings: Settings, directory: Path, control: Control | None = None) -> OpcuaSource:
     runtime = real()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from gateway.collect.locks import SourceLocks
 from gateway.collect.opcua.state import parse_state
+from gateway.tagarrays import expand_rows
 from gateway.tagfile import parse_tags
 from tests.integration.test_cli import ebbgate, set_up
 from tests.support.opcua_server import OpcuaServer
@@ -90,12 +91,14 @@ def test_from_nothing_to_every_tag_live(config: Path, server: OpcuaServer) -> No
     assert state.states == ((0, "stopped"), (1, "running"), (2, "a b c"))
     assert (mode.states, mode.type) == (((3, "manual"), (7, "auto")), "PressMode")
     assert rows["press7.plant.slow"].every_ns == 5 * 10**9
+    assert (rows["press7.plant.zones"].expand, rows["press7.plant.recipe"].expand) == (4, 0), "fixed dimensions only"
     assert "0 variables; " in ebbgate("browse", "press7", "--config", config, "-o", table), "rows already there stay as they are"
 
     body = json.loads(ebbgate("check", "--values", "--config", config, "--json", code=NO_RECEIVER).splitlines()[-1])
     assert [one["where"] for one in body["findings"] if one["level"] == "refused"] == ["receiver 127.0.0.1"]
     values = {one["id"]: one for one in body["values"]}
-    assert set(values) == set(rows)
+    assert set(values) == {row.id for row in expand_rows(rows.values())}
+    assert [values[f"press7.plant.zones.{k}"]["quality"] for k in range(4)] == ["Good"] * 4
     assert (values["press7.plant.platentemp"]["value"], values["press7.plant.platentemp"]["quality"]) == ("181.5", "Good")
     assert values["press7.plant.slow"]["keeps_s"] > 5
     assert any("this account could write" in one["what"] for one in body["findings"])

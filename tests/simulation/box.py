@@ -67,6 +67,9 @@ class Pauses:
     def paused(self, source: str) -> bool:
         return source in self.names
 
+    def asked(self, source: str) -> None:
+        return None
+
     def watch(self, names: Iterable[str]) -> None:
         return
 

@@ -26,6 +26,9 @@ class Nobody:
     def paused(self, source: str) -> bool:
         return False
 
+    def asked(self, source: str) -> None:
+        return None
+
 
 def settings_for(port: int, count: int, **more: object) -> Settings:
     """Return settings for `count` variables ns=1;s=Tag00000... of the test server.

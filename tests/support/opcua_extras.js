@@ -1,7 +1,7 @@
 // What a tag table wants to know of variables, and what hostile or careless servers have. `extras` says which.
-// context: units, ranges, enumerations; odd: names nobody should print; cycle: folders that hold each other; nodes: so many variables more;
+// context: units, ranges, enumerations, an array of four and one that varies; odd: names nobody should print; cycle: folders that hold each other; nodes: so many variables more;
 // waves: ns=1;s=Wave, an array of four Doubles n, n + 0.25 .. with history, three while n % 10 is 9; commands: orders on stdin, one a line:
-// namespace URI, started (another start time), semantics (the bit in Tag00000's status), add NAME, drop NAME.
+// namespace URI, started (another start time), semantics (the bit in Tag00000's status), add NAME, drop NAME, level NUMBER.
 // namespaces: so many namespaces more; service_level: what the server says of itself; no_capabilities: ServerCapabilities deleted.
 module.exports = (opcua, server, folder, extras) => {
   const { Variant, DataType, StatusCodes } = opcua;
@@ -17,6 +17,9 @@ module.exports = (opcua, server, folder, extras) => {
     own.addTwoStateDiscrete({ componentOf: folder, nodeId: "s=Valve", browseName: "Valve", trueState: "open", falseState: "closed", value: true });
     const kind = own.addEnumerationType({ browseName: "PressMode", enumeration: [{ displayName: "manual", value: 3 }, { displayName: "auto", value: 7 }] });
     add("Mode", kind, 7);
+    const zones = (size) => new Variant({ dataType: DataType.Float, arrayType: opcua.VariantArrayType.Array, value: new Float32Array(size) });
+    add("Zones", "Float", [], { valueRank: 1, arrayDimensions: [4], value: zones(4) });
+    add("Recipe", "Float", [], { valueRank: 1, arrayDimensions: [0], value: zones(3) });
     add("Slow", "Double", 1, { minimumSamplingInterval: 5000 });
     add("Hidden", "Float", 1, { accessLevel: "CurrentWrite", userAccessLevel: "CurrentWrite" });
   }
@@ -52,6 +55,7 @@ module.exports = (opcua, server, folder, extras) => {
     if (order === "semantics") space.findNode("ns=1;s=Tag00000").setValueFromSource(
       { dataType: DataType.Double, value: 0 }, opcua.StatusCode.makeStatusCode(StatusCodes.Good, "SemanticChanged"));
     if (order === "add") add(what, "Double", 1);
+    if (order === "level") space.findNode("ns=1;s=Level").setValueFromSource({ dataType: DataType.Double, value: Number(what) });
     if (order === "drop") space.deleteNode(space.findNode("ns=1;s=" + what));
     console.log("DONE " + line);
   });

@@ -4,7 +4,7 @@
 const opcua = require("node-opcua");
 const { OPCUAServer, Variant, DataType, StatusCodes, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager, VariantArrayType } = opcua;
 const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max_read: 0, history: false, secure: false, pki: "", user: "", password: "", start: 0,
-  slow_from: 1e9, log: "", events_ms: 0,
+  slow_from: 1e9, log: "", events_ms: 0, high: false,
   policies: null, modes: null, accept: true, max_browse: 0, max_sessions: 4, hostname: "127.0.0.1", advertised: null, extras: {} }, JSON.parse(process.argv[2]));
 
 (async () => {
@@ -45,7 +45,8 @@ const set = Object.assign({ port: 0, tags: 10, period_ms: 100, max_items: 0, max
     const level = own.addVariable({ componentOf: machine, browseName: "Level", nodeId: "s=Level", dataType: "Double", value: new Variant({ dataType: DataType.Double, value: 0 }) });
     own.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", { browseName: "LevelHigh", conditionName: "LevelHigh", componentOf: machine, conditionSource: machine,
       inputNode: level, highHighLimit: 100, highLimit: 50, lowLimit: -50, lowLowLimit: -100, optionals: ["ConfirmedState", "Confirm"] });
-    let high = false;
+    if (set.high) level.setValueFromSource({ dataType: DataType.Double, value: 75 });
+    let high = set.high;
     setInterval(() => { high = !high; level.setValueFromSource({ dataType: DataType.Double, value: high ? 75 : 0 }); }, 5 * set.events_ms);
     let n = 0;
     setInterval(() => {

@@ -117,8 +117,10 @@ class MemorySink:
             self._open.pop(gap.id, None)
         self._tags |= dict.fromkeys(batch.columns.tag.tolist(), number)
         self._state.use_sources(self._tags)
-        history = gap is not None and gap.step is not GapStep.OPEN
-        self._state.take(batch.columns, tuple(self._open.values()), (gap.id, gap.progress) if history else None)
+        fill = None
+        if gap is not None and (gap.step is not GapStep.OPEN or gap.progress):
+            fill = (gap.id or self._gap_id, gap.progress)
+        self._state.take(batch.columns, tuple(self._open.values()), fill)
         if batch.position is not None:
             self._positions[batch.source] = batch.position
 

@@ -83,15 +83,25 @@ def test_a_shorter_declaration_retires_elements_and_a_new_name_is_seen_as_one() 
     assert "o.z.2 now reads" in refused["oven.zone.2"], "element by element"
 
 
-def test_modbus_and_events_have_no_arrays() -> None:
+def test_events_are_no_arrays() -> None:
     from gateway.config import _check_arrays
-    from gateway.settings import ModbusSource, OpcuaSource
+    from gateway.settings import OpcuaSource
 
     element = next(expand_rows([FILE]))
-    with pytest.raises(ConfigError, match="Modbus has no arrays"):
-        _check_arrays(ModbusSource("m", "modbus-tcp", "127.0.0.1:502", tags=(element,)))
     with pytest.raises(ConfigError, match="events are no array"):
         _check_arrays(OpcuaSource("p", ("opc.tcp://h",), tags=(replace(element, type="event"),)))
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "expand"),
+    [("[4]", 4), ("[2,3]", 6), ("[1000]", 1000), ("[1001]", 0), ("[40,40]", 0), ("[0]", 0), ("[2,0]", 0), ("[]", 0), ("", 0), ("[true]", 0), ("{}", 0), ("[-2,-3]", 0)],
+)
+def test_browse_proposes_elements_where_dimensions_are_fixed(dimensions: str, expand: int) -> None:
+    from gateway.collect.opcua.browse import Variable
+    from gateway.collect.opcua.rows import make_rows
+
+    rows, left_out = make_rows("plc", [Variable("ns=1;s=Wave", ("Plant", "x" * 300), "Double", dimensions=dimensions)], ("", "urn:x"), {})
+    assert ([row.expand for row in rows], left_out) == ([expand], []), "also where the path is as long as it can be"
 
 
 # ---- messages ----

@@ -9,7 +9,8 @@ mbpoll name them, with A the most significant byte of the value:
 
 Types: int16 uint16 int32 uint32 int64 uint64 float32 float64 (IEC names too: int uint word dint udint dword lint ulint lword real lreal),
 bcd16 bcd32, bool (a register: not 0), bit(n) (n = 0 is the lowest bit), string(n) and string(n,encoding) (n bytes, two in a register, the
-high byte first with ABCD and CDAB; cut at the first NUL, blanks at the end taken off).
+high byte first with ABCD and CDAB; cut at the first NUL, blanks at the end taken off). float32[10] is an array of ten, one value: its JSON text
+(gateway.collect.modbus.arrays).
 
 Stored value = raw * scale + offset. With scale 1 and offset 0 integers stay integers, exactly; else a raw integer gives the double nearest to
 the decimal result (3 * 0.1 is 0.3, not 0.30000000000000004), a raw float is calculated in double. What cannot be a value is null
@@ -21,7 +22,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -61,20 +62,31 @@ _IEC64: Final = {"lint": "int64", "ulint": "uint64", "lword": "uint64", "real": 
 _ALIASES: Final = _IEC | _IEC64 | {"double": "float64"}
 _ENCODINGS: Final = ("utf-8", "ascii", "latin-1", "cp1252", "cp1251", "cp1250", "shift_jis", "gb18030", "utf-16-be", "utf-16-le")
 _TYPE: Final = re.compile(r"([a-z]+\d*)(?:\((\d{1,3})(?:\s*,\s*([a-z0-9_-]+))?\))?")
+_ARRAY: Final = re.compile(r"(.*[^\s\]])\s*\[\s*(\d{1,4})\s*\]")
+ARRAY_MAX: Final = 2_000  # elements: as many bits as one answer holds
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """What a tag's raw bytes mean. name is one of _WIDTH or "string"; of bit, n is the bit; of string, n is the bytes."""
+    """What a tag's raw bytes mean. name is one of _WIDTH or "string"; of bit, n is the bit; of string, n is the bytes.
+
+    length: of an array; 0: it is none.
+    """
 
     name: str
     n: int = 0
     encoding: str = "utf-8"
+    length: int = 0
+
+    @property
+    def element(self) -> Type:
+        """The type of one element; of what is no array, itself."""
+        return replace(self, length=0)
 
     @property
     def width(self) -> int:
         """Bytes in the answer."""
-        return self.n + self.n % 2 if self.name == "string" else _WIDTH[self.name]
+        return (self.n + self.n % 2 if self.name == "string" else _WIDTH[self.name]) * max(self.length, 1)
 
     @property
     def registers(self) -> int:
@@ -85,6 +97,10 @@ class Type:
 @lru_cache(TYPES_KEPT_MAX)
 def parse_type(text: str) -> Type:
     """Return the type; raise ValueError that says what to write."""
+    if array := _ARRAY.fullmatch(text.strip()):
+        if not 1 <= int(array[2]) <= ARRAY_MAX:
+            raise ValueError(f"is an array of {array[2]} elements; from 1 to {ARRAY_MAX} can be")
+        return replace(parse_type(array[1]), length=int(array[2]))
     match = _TYPE.fullmatch(text.strip().lower())
     name = _ALIASES.get(match[1], match[1]) if match else ""
     if match and name == "string" and match[2] and 1 <= int(match[2]) <= STRING_BYTES_MAX:
@@ -93,7 +109,7 @@ def parse_type(text: str) -> Type:
         return Type("bit", int(match[2]))
     if match and name in _WIDTH and name != "bit" and not match[2]:
         return Type(name)
-    known = "int16 uint16 int32 uint32 int64 uint64 float32 float64 bool bit(3) bcd16 bcd32 string(16) string(16,latin-1)"
+    known = "int16 uint16 int32 uint32 int64 uint64 float32 float64 bool bit(3) bcd16 bcd32 string(16) string(16,latin-1) float32[10]"
     raise ValueError(f"is no type; write one of {known}")
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from buffer.types import BAD_DEVICE_FAILURE, BAD_NO_COMMUNICATION, Kind
+from gateway.collect.modbus.arrays import decoder_of
 from gateway.collect.modbus.change import Reported
-from gateway.collect.modbus.decode import Decoder, Field, Values
+from gateway.collect.modbus.decode import Field, Values
 from gateway.collect.modbus.frame import NoAnswer, Refused
 from gateway.collect.modbus.plan import Block, Cuts, Point, Rules, plan
 
@@ -72,7 +73,7 @@ class Group:
         sizes = [(b.span.count + 7) // 8 if b.span.table.is_bits else 2 * b.span.count for b in self.blocks]
         self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
         self._block_of = np.array([block_of[point.span] for point in self.points], np.intp)
-        self._decoder = Decoder([self._field(point, block_of[point.span]) for point in self.points])
+        self._decoder = decoder_of([self._field(point, block_of[point.span]) for point in self.points])
 
     def _field(self, point: Point, index: int) -> Field:
         place = point.start - self.blocks[index].span.first
@@ -103,7 +104,8 @@ class Group:
 
     def is_text(self, row: int) -> bool:
         """Say whether a row's value is a place in the texts."""
-        return self.points[row].type.name == "string"
+        type_ = self.points[row].type
+        return type_.name == "string" or type_.length > 0
 
     def finish(self, poll: Poll, got: Values, extra_flags: int) -> Columns | None:
         """Return what is news, or None."""

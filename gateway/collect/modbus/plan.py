@@ -4,6 +4,8 @@ Addresses: `hr:0` holding register, `ir:52` input register, `co:0` coil, `di:0` 
 classic forms counted from 1, `40001` or `400001` holding, `30001` input, `10001` discrete, `00001` coil (five or six digits); a bit of a
 register as `hr:5.3`, 0 the lowest. Any other bare number is refused: nobody can know which table it means.
 
+An element of an array that `expand` made tags of (gateway.tagarrays) lies as many registers, coils or bits further on as stand before it.
+
 A plan reads every value whole, within one request, never more than the device's limits, and never a register that no tag names,
 except within `gap` and `allowed`, where the engineer said it may be read: reading resets some meters and corrupts others. Where it may
 be read, it is read if that costs less than another request (`Cost`).
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from gateway.collect.modbus.decode import Type, bad_patterns, parse_type
+from gateway.collect.modbus.decode import ARRAY_MAX, Type, bad_patterns, parse_type
 from gateway.findings import Finding, Level
 
 if TYPE_CHECKING:
@@ -178,23 +180,42 @@ def _ranges(settings: ModbusSource, name: str, findings: list[Finding]) -> list[
 def _point(tag: TagRow, settings: ModbusSource) -> Point:
     address = parse_address(tag.address)
     type_ = _type(tag, address)
+    if tag.array:
+        address, type_ = _element(tag, address, type_)
+    if type_.length and tag.deadband:
+        raise ValueError(f"is {tag.type}, kept as text: deadband means nothing there; leave the cell empty, or make its elements tags with expand")
     scaled = tag.scale != 1.0 or tag.offset != 0.0
     if type_.name in ("bool", "bit", "string") and (scaled or tag.deadband):
         raise ValueError(f"is {type_.name}: scale, offset and deadband mean nothing there; leave the cells empty")
-    bad_patterns(type_, tag.bad_raw)
-    count = 1 if address.table.is_bits else type_.registers
+    bad_patterns(type_.element, tag.bad_raw)
+    count = max(type_.length, 1) if address.table.is_bits else type_.registers
     if address.start + count > ADDRESS_MAX + 1:
         raise ValueError(f"as {tag.type} reaches beyond the last register")
     if count > (settings.max_bits if address.table.is_bits else settings.max_registers):
-        raise ValueError(f"needs {count} registers in one request; the source allows {settings.max_registers}")
+        what, most = ("bits", settings.max_bits) if address.table.is_bits else ("registers", settings.max_registers)
+        remedy = ": make its elements tags with expand" if type_.length else ""
+        raise ValueError(f"needs {count} {what} in one request; the source allows {most}{remedy}")
     return Point(tag, address.table, address.start, count, type_, tag.order or settings.order)
+
+
+def _element(tag: TagRow, address: Address, type_: Type) -> tuple[Address, Type]:
+    """Return where one element lies, and its type."""
+    if type_.length:
+        raise ValueError(f"is {tag.type} and has expand, too: write the type of one element, or leave expand empty")
+    if address.bit >= 0:
+        bit = address.bit + tag.element
+        return Address(address.table, address.start + bit // 16, bit % 16), Type("bit", bit % 16)
+    return Address(address.table, address.start + tag.element * (1 if address.table.is_bits else type_.registers)), type_
 
 
 def _type(tag: TagRow, address: Address) -> Type:
     if address.table.is_bits or address.bit >= 0:
-        if tag.type and tag.type.lower() not in ("bool", "bit", "boolean"):
+        length = re.fullmatch(r"(?:bool|bit|boolean)?(?:\[(\d{1,4})\])?", tag.type.strip().lower())
+        if length is None:
             raise ValueError(f"is one bit, so its type is bool, not {tag.type}")
-        return Type("bit", address.bit) if address.bit >= 0 else Type("bool")
+        if length[1] and (address.bit >= 0 or not 1 <= int(length[1]) <= ARRAY_MAX):
+            raise ValueError(f"is no array of bits that can be kept as one value: write bool, and {length[1]} into expand")
+        return Type("bit", address.bit) if address.bit >= 0 else Type("bool", length=int(length[1] or 0))
     if not tag.type:
         raise ValueError("has no type; write uint16, int16, float32 or what the manual says")
     try:

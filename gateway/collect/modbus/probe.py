@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from buffer.types import Kind
 from gateway.collect.locks import SourceBusy, wait_for_turn
-from gateway.collect.modbus.decode import Decoder, Field, parse_type
+from gateway.collect.modbus.arrays import decoder_of
+from gateway.collect.modbus.decode import Field, parse_type
 from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, parse_identification, read_pdu
 from gateway.collect.modbus.group import Group, quality_of
 from gateway.collect.modbus.hub import Hub
@@ -195,7 +196,7 @@ async def read(
         if not place.table.is_bits and kind.width > len(data):
             continue
         for order in orders:
-            got = Decoder([Field(kind, order, 0, 0 if place.table.is_bits else -1)]).decode(data)
+            got = decoder_of([Field(kind, order, 0, 0 if place.table.is_bits else -1)]).decode(data)
             shown.append(Shown(str(place), name, order, show(got, 0), data[: kind.width].hex(" ")))
     return tuple({(one.type, one.value): one for one in reversed(shown)}.values())[::-1]
 

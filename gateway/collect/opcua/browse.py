@@ -2,7 +2,8 @@
 
 Breadth first along hierarchical references, each node once (address spaces are graphs, often with cycles). Variables become rows, their
 properties the columns: EngineeringUnits, EURange, EnumStrings, EnumValues, TrueState and FalseState (OPC 10000-8), those of enumerated
-data types too (OPC 10000-3, 5.8.3), Description, MinimumSamplingInterval. A variable that this account cannot read is left out and counted.
+data types too (OPC 10000-3, 5.8.3), Description, MinimumSamplingInterval, ArrayDimensions where they are fixed. A variable that this
+account cannot read is left out and counted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ DEPTH_MAX: Final = 20
 SEEN_PER_NODE: Final = 10  # references followed for each variable wanted: folders, properties, methods
 PAGES_MAX: Final = 10_000  # BrowseNext for one node; then it gives no end
 NAME_CHARS_MAX: Final = 200  # of one step of a path
-_BROWSE_NAME, _DESCRIPTION, _MINIMUM_SAMPLING = 3, 5, 19  # attribute ids (OPC 10000-6, A.1)
+_BROWSE_NAME, _DESCRIPTION, _ARRAY_DIMENSIONS, _MINIMUM_SAMPLING = 3, 5, 16, 19  # attribute ids (OPC 10000-6, A.1)
+ATTRIBUTES: Final = (VALUE, DATA_TYPE, USER_ACCESS_LEVEL, _DESCRIPTION, _MINIMUM_SAMPLING, _ARRAY_DIMENSIONS)  # read of each variable
 _READ: Final = 0b01  # CurrentRead bit of UserAccessLevel
 _OBJECT, _VARIABLE = 1, 2
 _HAS_PROPERTY: Final = "i=46"
@@ -50,6 +52,7 @@ class Variable:
     value: str = ""
     description: str = ""
     sampling_ms: float = 0.0
+    dimensions: str = ""  # of an array, JSON text; 0: it varies
     readable: bool = True
     context: dict[str, object] = field(default_factory=dict)
     properties: dict[str, str] = field(default_factory=dict)
@@ -107,8 +110,8 @@ async def _walk(session: Session, start: str, found: Found, depth: int, most: in
     for _ in range(depth):
         below: list[tuple[str, tuple[str, ...], Variable | None]] = []
         for chunk in _chunks(level, session.facts.limits["MaxNodesPerBrowse"]):
-            for (_, path, owner), references in zip(chunk, await _references(session, [node for node, _, _ in chunk]), strict=True):
-                _take(found, seen, below, path, owner, references)
+            for (_, path, owner), children in zip(chunk, await references(session, [node for node, _, _ in chunk]), strict=True):
+                _take(found, seen, below, path, owner, children)
             progress("browsed", found.seen, 0)
             if len(found.variables) >= most:
                 found.stopped = f"stopped at {most:,} variables"
@@ -129,10 +132,10 @@ def _take(
     below: list[tuple[str, tuple[str, ...], Variable | None]],
     path: tuple[str, ...],
     owner: Variable | None,
-    references: Sequence[Reference],
+    children: Sequence[Reference],
 ) -> None:
     """Sort the children of one node into variables, properties of the variable that owns them, and what is to be browsed next."""
-    for one in references:
+    for one in children:
         if owner is not None and one.kind == _HAS_PROPERTY and one.name in _CONTEXT:
             owner.properties.setdefault(one.name, one.node)
         if one.node in seen or one.node_class not in (_OBJECT, _VARIABLE) or one.node.startswith("svr="):
@@ -148,20 +151,23 @@ def _take(
         below.append((one.node, step, variable))
 
 
-async def _references(session: Session, nodes: list[str]) -> list[list[Reference]]:
-    """Return the children of nodes. A server that has too few continuation points for all of them is asked one by one."""
-    answered = await session.browse(nodes)
+async def references(session: Session, nodes: list[str], along: str = "") -> list[list[Reference]]:
+    """Return the children of nodes. A server that has too few continuation points for all of them is asked one by one.
+
+    along: a type of reference, hierarchical ones by default.
+    """
+    answered = await session.browse(nodes, along)
     if len(nodes) > 1 and any(status == _NO_CONTINUATION_POINTS for status, _, _ in answered):
-        answered = [one for node in nodes for one in await session.browse([node])]
+        answered = [one for node in nodes for one in await session.browse([node], along)]
     answered += [(0, b"", [])] * (len(nodes) - len(answered))
     all_ = []
-    for _, point, references in answered[: len(nodes)]:
+    for _, point, children in answered[: len(nodes)]:
         pages = 0
         while point and pages < PAGES_MAX:
             _, point, more = await session.browse_next(point)
-            references += more
+            children += more
             pages += 1
-        all_.append(references)
+        all_.append(children)
     return all_
 
 
@@ -176,7 +182,7 @@ async def _describe(session: Session, found: Found, now_ns: int, progress: Calla
     total = len(found.variables)
     for done, chunk in enumerate(_chunks(found.variables, session.facts.limits["MaxNodesPerRead"])):
         nodes = [one.node for one in chunk]
-        read = {one: await _read(session, nodes, one) for one in (VALUE, DATA_TYPE, USER_ACCESS_LEVEL, _DESCRIPTION, _MINIMUM_SAMPLING)}
+        read = {one: await _read(session, nodes, one) for one in ATTRIBUTES}
         for row, variable in enumerate(chunk):
             _fill(variable, read, row, now_ns)
         progress("described", min((done + 1) * len(chunk), total), total)
@@ -201,6 +207,9 @@ def _fill(variable: Variable, read: dict[int, Items | None], row: int, now_ns: i
         variable.type, variable.value = shown.type, shown.value
     level = access.value(row) if access is not None else None
     variable.readable = type(level) is not int or bool(level & _READ)
+    dimensions = read[_ARRAY_DIMENSIONS]
+    size = dimensions.value(row) if dimensions is not None else None
+    variable.dimensions = size if isinstance(size, str) else ""
     texts = read[_DESCRIPTION]
     said = texts.value(row) if texts is not None else None
     variable.description = said if isinstance(said, str) else ""
@@ -229,8 +238,8 @@ async def _types(session: Session, variables: Sequence[Variable]) -> None:
     names = await _read(session, kinds, _BROWSE_NAME)
     properties: dict[str, dict[str, str]] = {}
     for chunk in _chunks(kinds, session.facts.limits["MaxNodesPerBrowse"]):
-        for kind, references in zip(chunk, await _references(session, chunk), strict=True):
-            properties[kind] = {one.name: one.node for one in references if one.kind == _HAS_PROPERTY and one.name in _CONTEXT}
+        for kind, children in zip(chunk, await references(session, chunk), strict=True):
+            properties[kind] = {one.name: one.node for one in children if one.kind == _HAS_PROPERTY and one.name in _CONTEXT}
     await _properties(session, [(one, properties[one.type]) for one in variables if one.type in properties])
     for one in variables:
         if one.type in properties:

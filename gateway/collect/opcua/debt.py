@@ -1,7 +1,8 @@
 """What the server's history owes for one gap: which tags, between which times, how far it is paid. Pure.
 
-    progress (20 bytes) = first and last tag number of the chunk, ns up to which the chunk is complete, tags so far that the server has
-                          no history of over the whole gap; big-endian
+    progress (20 bytes) = places of the first and last debt of the chunk, ns up to which the chunk is complete, debts so far that the server
+                          has no history of over the whole time; big-endian. Debts are asked in order of their places: tag numbers, or
+                          the order in which a person named them (gateway.collect.opcua.byhand)
 
 A server is believed as little as the standard allows. Values outside of what is owed are dropped (bounding values), as are those that say
 that there is no bound, and equal values of one time. A server that gives as many values as were asked for has more to give, whatever it
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from gateway.collect.opcua.decode import Items
     from gateway.collect.source import Gap
 
+SPREAD: Final = 2  # what a request asks for is at most so many times what is owed
 REACH_NS: Final = 10 * 10**9  # before our last reading: a value there shows that the history reaches back
 _PROGRESS: Final = struct.Struct(">IIqI")
+PROGRESS_BYTES: Final = _PROGRESS.size
 _BAD: Final = 31  # bit of a StatusCode that means Bad
 _NOTHING_THERE: Final = frozenset({0x809B_0000, 0x00A5_0000})  # BadNoData, GoodNoData: asked and answered
 _NO_BOUND: Final = (0x80D7_0000, 0x80D8_0000)  # BadBoundNotFound, BadBoundNotSupported: stands for a value that is not there
@@ -39,17 +42,23 @@ _NO_BOUND: Final = (0x80D7_0000, 0x80D8_0000)  # BadBoundNotFound, BadBoundNotSu
 
 @dataclass(frozen=True, slots=True)
 class Debt:
-    """What one tag is owed: readings with after_ns < ts < before_ns."""
+    """What one tag is owed: readings with after_ns < ts < before_ns. rank: its place where debts are not in order of tag numbers."""
 
     number: int
     node: str
     after_ns: int
     before_ns: int
+    rank: int | None = None
+
+    @property
+    def place(self) -> int:
+        """Where it stands among all debts of a gap."""
+        return self.number if self.rank is None else self.rank
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Tags that are asked together. cursor_ns: complete up to here, NO_TIME: not begun. reached: tags whose history begins early enough."""
+    """Debts that are asked together. cursor_ns: complete up to here, NO_TIME: not begun. reached: places where history begins early enough."""
 
     debts: list[Debt]
     cursor_ns: int = NO_TIME
@@ -58,7 +67,7 @@ class Chunk:
 
     def give_up(self) -> None:
         """No tag of it can be served."""
-        self.unserved = {debt.number for debt in self.debts}
+        self.unserved = {debt.place for debt in self.debts}
 
     def halves(self) -> list[Chunk]:
         """Return two chunks to ask instead; none where one tag is left or some of it is committed: then it is given up."""
@@ -85,16 +94,39 @@ def debts_of(gap: Gap, nodes: Mapping[int, str], window_ns: int, only: Collectio
 
 def pack_progress(chunk: Chunk, unserved: int) -> bytes:
     """Return what a fill block says of how far the fill has come."""
-    return _PROGRESS.pack(chunk.debts[0].number, chunk.debts[-1].number, chunk.cursor_ns, unserved)
+    return _PROGRESS.pack(chunk.debts[0].place, chunk.debts[-1].place, chunk.cursor_ns, unserved)
 
 
-def remaining(debts: Sequence[Debt], progress: bytes, size: int) -> tuple[list[Chunk], int]:
-    """Return the chunks still to ask, and the tags not served so far."""
-    first, last, cursor, unserved = _PROGRESS.unpack(progress) if len(progress) == _PROGRESS.size else (0, 0, NO_TIME, 0)
-    begun = [debt for debt in debts if first <= debt.number <= last and debt.before_ns > cursor]
-    rest = [debt for debt in debts if debt.number > last]
+def in_slices(debts: Sequence[Debt], size: int) -> list[list[Debt]]:
+    """Return debts in parts of `size`."""
+    return [list(debts[at : at + size]) for at in range(0, len(debts), size)]
+
+
+def remaining(
+    debts: Sequence[Debt], progress: bytes, size: int, parts: Callable[[Sequence[Debt], int], list[list[Debt]]] = in_slices
+) -> tuple[list[Chunk], int]:
+    """Return the chunks still to ask, and how many debts were not served so far."""
+    first, last, cursor, unserved = _PROGRESS.unpack(progress) if len(progress) == PROGRESS_BYTES else (0, 0, NO_TIME, 0)
+    begun = [debt for debt in debts if first <= debt.place <= last and debt.before_ns > cursor]
+    rest = [debt for debt in debts if debt.place > last]
     chunks = [Chunk(begun, cursor)] if begun else []
-    return chunks + [Chunk(list(rest[at : at + size])) for at in range(0, len(rest), size)], unserved
+    return chunks + [Chunk(part) for part in parts(rest, size)], unserved
+
+
+def alike(debts: Sequence[Debt], size: int) -> list[list[Debt]]:
+    """Return debts in order of time in parts of much the same time, at most `size` each: else most of an answer would be known already."""
+    out: list[list[Debt]] = []
+    owed_ns = since_ns = until_ns = 0
+    for debt in debts:
+        own_ns = debt.before_ns - debt.after_ns + REACH_NS
+        count = len(out[-1]) + 1 if out else 0
+        together_ns = max(until_ns, debt.before_ns) - min(since_ns, debt.after_ns) + REACH_NS
+        if not out or count > size or count * together_ns > SPREAD * (owed_ns + own_ns):
+            out.append([])
+            owed_ns, since_ns, until_ns = 0, debt.after_ns, debt.before_ns
+        out[-1].append(debt)
+        owed_ns, since_ns, until_ns = owed_ns + own_ns, min(since_ns, debt.after_ns), max(until_ns, debt.before_ns)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +164,18 @@ def _judge(chunk: Chunk, debt: Debt, one: History, cursor_ns: int, most: int, en
     """Note whether a node was served and reaches back; add to `ends` where its values end if there are more."""
     ts = one.items.source_ns
     if one.status >> _BAD and one.status not in _NOTHING_THERE:
-        chunk.unserved.add(debt.number)
+        chunk.unserved.add(debt.place)
     if np.any((ts <= debt.after_ns) & (ts != NO_TIME) & ~np.isin(one.items.quality, _NO_BOUND)):
-        chunk.reached.add(debt.number)
+        chunk.reached.add(debt.place)
     if not one.point and len(ts) < most:
         return
     inside = ts[ts >= cursor_ns]
     if not len(inside) or np.any(np.diff(ts) < 0):
-        chunk.unserved.add(debt.number)
+        chunk.unserved.add(debt.place)
     elif inside.max() > cursor_ns:
         ends.append(int(inside.max()))
     else:
-        chunk.unserved.add(debt.number)
+        chunk.unserved.add(debt.place)
         ends.append(cursor_ns + 1)
 
 

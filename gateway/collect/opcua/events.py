@@ -5,8 +5,9 @@ A tag of type "event" or "alarm" names an event notifier (i=2253 is the server i
     {"type": NodeId, "source": name, "message": text, "severity": 1..1000, ...}   null fields are left out
 
 What is asked for, in this order, fields of conditions (OPC 10000-9, 5.5.2 and 5.8.2) last, so that a server without them can be asked for
-the others alone. Which alarms are active is not asked for: that takes a Call, which we never send. After an outage the marker stands until
-the next event says more. A server whose queue of events was full says so with an event of its own type: that reading is flagged OVERFLOW.
+the others alone. Which alarms are active when a subscription begins is read from the server's nodes (gateway.collect.opcua.active), or marked as
+not known: to have them told again takes a Call, which we never send. A server whose queue of events was full says so with an event of its own
+type: that reading is flagged OVERFLOW.
 """
 
 from __future__ import annotations

@@ -9,10 +9,12 @@ import numpy as np
 
 from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
-from buffer.types import Flag, empty_columns
-from gateway.collect.clock import SkewWatch
+from buffer.types import GOOD, Flag, Kind, empty_columns, make_columns
+from gateway.collect.clock import NO_TIME, SkewWatch
+from gateway.collect.opcua.active import BAD_WAITING_FOR_INITIAL_DATA
 from gateway.collect.opcua.answers import decode_message
 from gateway.collect.opcua.arrays import Arrays
+from gateway.collect.opcua.byhand import Hand, by_hand
 from gateway.collect.opcua.committer import Committer
 from gateway.collect.opcua.readings import TagStates, Taken
 from gateway.collect.opcua.tracker import Tracker, make_position
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from buffer.types import Columns
     from gateway.collect.clock import GatewayClock
+    from gateway.collect.opcua.active import Condition
     from gateway.collect.opcua.answers import Message
     from gateway.collect.opcua.decode import Items
     from gateway.collect.opcua.state import Subscription
@@ -51,6 +54,7 @@ class Feed:
         self._clock = clock
         self._known = sink.known(settings.name)
         self.states = TagStates(settings.tags, self._known.last)
+        self.hand = Hand()  # what people asked to have filled
         self.arrays = Arrays(settings.tags)
         self._longer: dict[int, int] = {}  # first element -> length of an array of which people were told that it is cut
         self.committer = Committer(sink)
@@ -62,10 +66,12 @@ class Feed:
         slowest = max((tag.every_ns for tag in settings.tags), default=0)
         self._slack_ns = settings.publish_ns + slowest
         self._level_ns = self.states.newest_ns or self.now()[0]
+        self.alarms_told = False  # which alarms were active when this process, or the subscription, began
         self.settled = False  # every tag's present value is known: a gap has its first live readings
         self._overflows = 0
         self._overflow_told_ns = 0
         self._concerned: dict[int, frozenset[int] | None] = {}  # gaps opened here, by from_ns: the tags they are about, None: all
+        self._opening: set[asyncio.Task[None]] = set()
         self.fill_losses: dict[int, int] = {}  # gap id -> connections lost in a row while its history was asked for
         self.program_ns = -(10**18)  # monotonic: when the server was last found to run another program
         self.semantics_changed = False  # a status said so: types, units or the program may be others now
@@ -171,7 +177,8 @@ class Feed:
     async def open_gap(self, reason: str) -> None:
         """Commit a gap since the last moment we were level, before any later reading; a gap without a later reading goes on."""
         self.settled = False
-        if not self.states.has.any() or any(not gap.first_live_ns for gap in self.sink.known(self.name).gaps):
+        gaps = self.sink.known(self.name).gaps
+        if not self.states.has.any() or any(not gap.first_live_ns and not by_hand(gap) for gap in gaps):
             return
         await self._open(None, reason)
 
@@ -188,7 +195,15 @@ class Feed:
             from_ns += 1
         self._concerned[from_ns] = concerned
         self.notice(NoticeKind.GAP, event="opened", since_ns=from_ns, reason=reason)
-        return self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns)))
+        task = self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns)))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return task
+
+    @property
+    def opening(self) -> bool:
+        """Whether a gap is on its way into the ring that `sink.known` does not show yet."""
+        return bool(self._opening)
 
     def concerned(self, gap: Gap) -> frozenset[int] | None:
         """Return the tags a gap is about; None: all, or opened before this process began."""
@@ -220,8 +235,28 @@ class Feed:
         for number, status in list(refused.items())[:20]:
             self.notice(NoticeKind.TAG, event="refused by the server", tag=self.tag_id(number), status=f"0x{status:08X}", refused=len(refused))
 
+    def tell_alarms(self, numbers: Sequence[int], conditions: Sequence[Condition] | None, as_of_ns: int) -> None:
+        """Commit which alarms were active at that time for these tags; None: nobody knows before they change."""
+        n = len(numbers)
+        for one in conditions or ():
+            if one.active:
+                columns = make_columns(numbers, [as_of_ns] * n, [Kind.TEXT] * n, range(n), [GOOD] * n, [Flag.INITIAL] * n, (one.text,) * n)
+                said = np.full(n, as_of_ns if one.time_ns == NO_TIME else one.time_ns, np.int64)
+                self.committer.submit(Batch(self.name, replace(columns, ts_source_ns=said)))
+        quality = BAD_WAITING_FOR_INITIAL_DATA if conditions is None else GOOD
+        self.committer.submit(Batch(self.name, self.states.tell(numbers, quality, as_of_ns)))
+        names = [self.tag_id(number) for number in numbers[:20]]
+        if conditions is None:
+            self.notice(NoticeKind.TAG, event="which alarms are active is not known before each changes", tags=names)
+        else:
+            active = sum(one.active for one in conditions)
+            self.notice(NoticeKind.TAG, event="active alarms read", active=active, conditions=len(conditions), tags=names)
+
     def repeat_marked(self) -> None:
         """Commit the newest reading again where a marker stands: the source was never without us, though we were without it."""
+        events = self.states.numbers[self.states.marked & self.states.events].tolist()
+        if events:  # the server kept what happened meanwhile: it comes, or there was nothing
+            self.committer.submit(Batch(self.name, self.states.tell(events, GOOD, self.now()[0])))
         self._repeat(self.states.marked.copy())
 
     def heartbeat(self) -> None:

@@ -7,6 +7,8 @@ costs one request. A request that is slow, fails or is refused as too large is c
 
 "Filled" is said only if the server served every tag over its whole range, from a value at or before our last reading on. Everything else
 is unfillable, with the reason; what the server did have is in the ring all the same.
+
+What a person asks for (gateway.collect.opcua.byhand) is paid in the same way, when nothing else is owed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from buffer.types import empty_columns
 from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault
-from gateway.collect.opcua.debt import REACH_NS, Chunk, Debt, debts_of, harvest, pack_progress, remaining
+from gateway.collect.opcua.byhand import by_hand, debts_by_hand, split_progress
+from gateway.collect.opcua.debt import REACH_NS, Chunk, Debt, alike, debts_of, harvest, pack_progress, remaining
 from gateway.collect.opcua.events import is_event
 from gateway.collect.source import Batch, GapChange, GapStep
 from gateway.errors import PlantError
@@ -43,17 +46,22 @@ _NOT_HERE: Final = frozenset({0x800B_0000, 0x8071_0000, 0x803D_0000})  # BadServ
 
 
 async def fill(session: Session, feed: Feed) -> None:
-    """Pay debts for ever: the newest gap first."""
+    """Pay debts for ever: the newest gap first, what people asked for last."""
     began = feed.runtime.monotonic_ns()
     while True:
         await feed.runtime.sleep(LOOK_S)
         late = feed.runtime.monotonic_ns() - began > FIRST_VALUES_S * 1e9
-        if not feed.settled or (feed.states.awaits_first and not late) or not feed.sink.known(feed.name).gaps:
+        if not feed.settled or (feed.states.awaits_first and not late):
+            continue
+        if not feed.sink.known(feed.name).gaps:
+            if not feed.opening:
+                await feed.hand.begin(feed)
             continue
         await feed.committer.submit(Batch(feed.name, empty_columns()))  # durable after all before it: the first live readings are known
         gaps = feed.sink.known(feed.name).gaps
         if gaps:
-            await _Fill(session, feed, max(gaps, key=lambda gap: gap.from_ns)).pay()
+            gap = max(gaps, key=lambda gap: (not by_hand(gap), gap.from_ns))
+            await (_ByHand if by_hand(gap) else _Fill)(session, feed, gap).pay()
 
 
 class _Fill:
@@ -82,29 +90,59 @@ class _Fill:
             await self._pay()
 
     async def _pay(self) -> None:
-        settings, spaces = self._feed.settings, self._session.facts.namespaces
-        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
-        named = {number: node for number, node in nodes.items() if node}
-        debts, clipped = debts_of(self._gap, named, settings.history_fill_ns, self._feed.concerned(self._gap))
+        debts, clipped = self._owed(self._nodes())
         able = await self._historized(debts)
-        chunks, self._unserved = remaining(able, self._gap.progress, self._session.facts.limits["MaxNodesPerHistoryReadData"])
+        chunks, self._unserved = self._remaining(able, self._session.facts.limits["MaxNodesPerHistoryReadData"])
         while chunks and not self._hopeless:
+            if self._gives_way():
+                return
             chunk = chunks.pop(0)
             halves = await self._ask(chunk)
             chunks[:0] = halves
             self._unserved += 0 if halves else len(chunk.unserved)
-        unserved = self._unserved + len(debts) - len(able)
         if self._hopeless:
             await self._close(GapStep.UNFILLABLE, self._hopeless)
-        elif unserved:
-            what = "no history" if unserved == len(debts) and not self._readings else f"no history of {unserved} tags over the whole gap"
-            await self._close(GapStep.UNFILLABLE, f"the server keeps {what}")
+        elif missing := self._missing(debts, able):
+            await self._close(GapStep.UNFILLABLE, f"the server keeps {missing}")
         elif clipped:
             await self._close(GapStep.UNFILLABLE, "older than history_fill")
-        elif events := self._feed.events_concerned(self._gap):
+        else:
+            await self._closed_whole()
+
+    def _nodes(self) -> dict[int, str]:
+        """Return the node of each tag that has one at this server."""
+        settings, spaces = self._feed.settings, self._session.facts.namespaces
+        nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
+        return {number: node for number, node in nodes.items() if node}
+
+    # ---- what a fill by hand does otherwise ----
+
+    def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], bool]:
+        return debts_of(self._gap, nodes, self._feed.settings.history_fill_ns, self._feed.concerned(self._gap))
+
+    def _remaining(self, debts: list[Debt], size: int) -> tuple[list[Chunk], int]:
+        return remaining(debts, self._gap.progress, size)
+
+    def _packed(self, chunk: Chunk, unserved: int) -> bytes:
+        return pack_progress(chunk, unserved)
+
+    def _gives_way(self) -> bool:
+        return False
+
+    def _missing(self, debts: list[Debt], able: list[Debt]) -> str:
+        """Return what the server's history does not have, "" if nothing."""
+        unserved = self._unserved + len(debts) - len(able)
+        if unserved and unserved == len(debts) and not self._readings:
+            return "no history"
+        return f"no history of {unserved} tags over the whole gap" if unserved else ""
+
+    async def _closed_whole(self) -> None:
+        if events := self._feed.events_concerned(self._gap):
             await self._close(GapStep.UNFILLABLE, f"events are not asked from history, {events} tags; all values are filled")
         else:
             await self._close(GapStep.FILLED, "from the server's history")
+
+    # ---- asking ----
 
     async def _historized(self, debts: list[Debt]) -> list[Debt]:
         """Return the debts whose node may have a history; a node that does not say is asked."""
@@ -140,10 +178,11 @@ class _Fill:
             from_ns = to_ns if got.cursor_ns is None else min(got.cursor_ns, to_ns)
             chunk.cursor_ns = from_ns
             if from_ns == to_ns:
-                chunk.unserved |= {debt.number for debt in chunk.debts} - chunk.reached
+                chunk.unserved |= {debt.place for debt in chunk.debts} - chunk.reached
             unserved = self._unserved + (len(chunk.unserved) if from_ns == to_ns else 0)
-            change = GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, pack_progress(chunk, unserved))
+            change = GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, self._packed(chunk, unserved))
             await feed.committer.submit(Batch(feed.name, got.columns, None, change))
+            feed.hand.history_ns = feed.runtime.monotonic_ns()
             feed.fill_losses.pop(gap.id, None)
             self._readings += len(got.columns)
         return []
@@ -173,10 +212,62 @@ class _Fill:
         self._most = max(VALUES_MIN, self._most // 2) if slow else min(VALUES_MAX, self._most * 2)
         return results
 
+    def _until_ns(self) -> int:
+        return max(self._gap.first_live_ns.values(), default=self._gap.from_ns)
+
     async def _close(self, step: GapStep, reason: str) -> None:
         feed, gap = self._feed, self._gap
-        until_ns = max(gap.first_live_ns.values(), default=gap.from_ns)
-        detail = {"gap": gap.id, "since_ns": gap.from_ns, "until_ns": until_ns, "readings": self._readings, "reason": reason}
+        times = {"since_ns": gap.from_ns, "until_ns": self._until_ns()}
+        detail: dict[str, object] = {"gap": gap.id, **times, "readings": self._readings, "reason": reason}
         feed.notice(NoticeKind.GAP, event=str(step), **detail)
         await feed.committer.submit(Batch(feed.name, empty_columns(), None, GapChange(step, gap.id, gap.from_ns)))
         feed.forget(gap)
+
+
+class _ByHand(_Fill):
+    """One attempt to fill what a person asked for."""
+
+    def __init__(self, session: Session, feed: Feed, gap: Gap) -> None:
+        super().__init__(session, feed, gap)
+        self._order = feed.hand.of(gap)
+
+    async def pay(self) -> None:
+        if self._order is None:
+            await self._close(GapStep.UNFILLABLE, "the order was taken back, or another was written")
+        else:
+            self._feed.hand.filling(self._order)
+            self._readings = self._feed.hand.result["readings"]  # of the attempts before this one
+            await super().pay()
+
+    def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], bool]:
+        numbers = {tag.id: tag.number for tag in self._feed.settings.tags}
+        window_ns = self._feed.settings.history_fill_ns
+        return debts_by_hand(self._order, self._gap, numbers, nodes, window_ns) if self._order is not None else ([], False)
+
+    def _remaining(self, debts: list[Debt], size: int) -> tuple[list[Chunk], int]:
+        return remaining(debts, split_progress(self._gap.progress)[1], size, alike)
+
+    def _packed(self, chunk: Chunk, unserved: int) -> bytes:
+        self._feed.hand.result |= {"asked": chunk.debts[-1].place, "readings": self._readings}
+        return split_progress(self._gap.progress)[0] + pack_progress(chunk, unserved)
+
+    def _gives_way(self) -> bool:
+        """Another gap is older news than what a person can wait for; and an order may be taken back."""
+        gaps = self._feed.sink.known(self._feed.name).gaps
+        return self._feed.opening or len(gaps) > 1 or self._feed.hand.of(self._gap) is None
+
+    def _missing(self, debts: list[Debt], able: list[Debt]) -> str:
+        tags, none = {debt.number for debt in debts}, {debt.number for debt in debts} - {debt.number for debt in able}
+        said = [f"no history of {len(none)} of {len(tags)} tags"] if none else []
+        said += [f"no history over the whole of {self._unserved} of {len(debts)} holes"] if self._unserved else []
+        return "; ".join(said)
+
+    async def _closed_whole(self) -> None:
+        await self._close(GapStep.FILLED, "from the server's history")
+
+    def _until_ns(self) -> int:
+        return self._order.to_ns if self._order is not None else self._gap.from_ns
+
+    async def _close(self, step: GapStep, reason: str) -> None:
+        await super()._close(step, reason)
+        self._feed.hand.closed(str(step), reason, self._readings)

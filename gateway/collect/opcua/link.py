@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
 from gateway.collect.opcua import subscribe
+from gateway.collect.opcua.active import read_conditions
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault, parse_publish
 from gateway.collect.opcua.arrays import one_per_item
@@ -80,6 +81,7 @@ class Link:
         if old is not None and self._session.resumed:
             await self._session.delete_subscription(old.id)
         feed.end()
+        feed.alarms_told = False
         await feed.open_gap("no subscription survived")
         interval_ms = settings.publish_ns / 1e6
         keep_alive_s = subscribe.keep_alive_s(settings)
@@ -136,6 +138,8 @@ class Link:
             tasks.create_task(self._tick())
             tasks.create_task(self._renew())
             tasks.create_task(fill(self._session, feed))
+            if not feed.alarms_told:
+                tasks.create_task(self._read_alarms())
 
     async def _renew(self) -> None:
         while True:
@@ -228,6 +232,20 @@ class Link:
         wanted = {number: node for number, node in nodes.items() if node is not None and number not in self._refused}
         if wanted:
             self._feed.take_read(list(wanted), await self._session.read(list(wanted.values()), VALUE))
+        await self._read_alarms()
+
+    async def _read_alarms(self) -> None:
+        """What events before now would have told: which alarms are active, where the server keeps them as nodes."""
+        settings, spaces = self._feed.settings, self._session.facts.namespaces
+        by_node: dict[str, list[int]] = {}
+        for tag in settings.tags:
+            node = parse_address(tag.address, settings.namespaces).node_id(spaces) if is_event(tag) else None
+            if node is not None and tag.number not in self._refused:
+                by_node.setdefault(node, []).append(tag.number)
+        for node, numbers in by_node.items():
+            as_of_ns = self._feed.now()[0]  # an event that comes meanwhile is later news
+            self._feed.tell_alarms(numbers, await read_conditions(self._session, node), as_of_ns)
+        self._feed.alarms_told = True
 
     # ---- life ----
 

@@ -17,7 +17,7 @@ from gateway.collect.opcua.arrays import pick
 from gateway.collect.opcua.events import is_event
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -219,6 +219,12 @@ class TagStates:
         rows, _ = self.rows(np.fromiter(refused, np.uint32, len(refused)))
         self.marked[rows] = self.has[rows]
         return self._markers(rows, np.fromiter((refused[int(n)] for n in self.numbers[rows]), np.uint32, len(rows)), ts_ns)
+
+    def tell(self, numbers: Collection[int], quality: int, ts_ns: int) -> Columns:
+        """Return one marker for each of these, whatever stood there: what is known of them now. A later outage is marked again."""
+        rows, _ = self.rows(np.fromiter(numbers, np.uint32, len(numbers)))
+        self.marked[rows] = False
+        return self._markers(rows, np.full(len(rows), quality, np.uint32), ts_ns)
 
     def _markers(self, rows: NDArray[Any], quality: NDArray[np.uint32], ts_ns: int) -> Columns:
         n = len(rows)

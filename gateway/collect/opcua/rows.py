@@ -17,6 +17,7 @@ from gateway import tagcells
 from gateway.collect.opcua.address import parse_address
 from gateway.errors import ConfigError
 from gateway.settings import SECOND, TagRow
+from gateway.tagarrays import EXPAND_MAX
 from gateway.tagfile import PATH_CHARS_MAX, STATES_MAX, TEXT_CHARS_MAX, WORD_CHARS_MAX, TagFileError, parse_tags, write_tags
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def _row(source: str, one: Variable, address: str, id_: str, path: str) -> TagRo
         every_ns=every,
         states=_states(one.context),
         description=_text(one.description, TEXT_CHARS_MAX),
+        expand=_expand(one.dimensions),
     )
 
 
@@ -172,6 +174,15 @@ def _unit(value: object) -> str:
     text = name.get("Text") if isinstance(name, dict) else name
     unit = _text(str(text or ""), WORD_CHARS_MAX)
     return _UNITS.get(unit, unit)
+
+
+def _expand(dimensions: str) -> int:
+    """Return how many tags an array of fixed dimensions becomes; 0 for what is none, varies, or has more elements than tags are made of."""
+    sizes = _json(dimensions)
+    if not isinstance(sizes, list) or not sizes or not all(type(size) is int and 0 < size <= EXPAND_MAX for size in sizes):
+        return 0
+    count = math.prod(sizes)
+    return count if count <= EXPAND_MAX else 0
 
 
 def _states(context: Mapping[str, object]) -> tuple[tuple[int, str], ...]:

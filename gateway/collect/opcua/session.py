@@ -297,13 +297,11 @@ class Session:
         ]
         return await self._call(request, "HistoryRead", HISTORY_TIMEOUT_S)
 
-    async def browse(self, nodes: Sequence[str]) -> list[tuple[int, bytes, list[answers.Reference]]]:
-        """Return the children (hierarchical references) of nodes; a continuation point is followed with `browse_next`."""
+    async def browse(self, nodes: Sequence[str], along: str = "") -> list[tuple[int, bytes, list[answers.Reference]]]:
+        """Return the children of nodes; a continuation point is followed with `browse_next`. along: a reference type; "": hierarchical ones."""
         request = ua.BrowseRequest()
-        request.Parameters.NodesToBrowse = [
-            ua.BrowseDescription(NodeId=node_id(node), ReferenceTypeId=ua.NodeId(ua.ObjectIds.HierarchicalReferences), ResultMask=63)
-            for node in nodes
-        ]
+        kind = node_id(along) if along else ua.NodeId(ua.ObjectIds.HierarchicalReferences)
+        request.Parameters.NodesToBrowse = [ua.BrowseDescription(NodeId=node_id(node), ReferenceTypeId=kind, ResultMask=63) for node in nodes]
         return answers.parse_browse(await self._call(request, "Browse"), False)
 
     async def browse_next(self, point: bytes) -> tuple[int, bytes, list[answers.Reference]]:

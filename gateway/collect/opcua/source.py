@@ -20,6 +20,7 @@ from buffer.storage import publish_file
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
 from gateway.collect.load import Budget
 from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.byhand import Hand
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.guarded import SESSION_TIMEOUT_S, endpoint_of, structure
 from gateway.collect.opcua.link import Link, SubscriptionLost, first_error
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from gateway.collect.clock import GatewayClock
     from gateway.collect.source import Sink
+    from gateway.fillorder import FillOrder
     from gateway.runtime import Runtime
     from gateway.settings import OpcuaSource as Settings
 
@@ -50,10 +52,14 @@ log = logging.getLogger(__name__)
 
 
 class Pauses(Protocol):
-    """Who was asked to leave which source alone (gateway.collect.control.Control)."""
+    """What people ask: which source to leave alone, what to fill by hand (gateway.collect.control.Control)."""
 
     def paused(self, source: str) -> bool:
         """Say whether this source is to be left alone now."""
+        ...
+
+    def asked(self, source: str) -> FillOrder | str | None:
+        """Return the order to fill gaps of this source, or what is wrong with it."""
         ...
 
 
@@ -114,6 +120,7 @@ class OpcuaSource:
             "security": self._settings.security,
             "security_waiver": self._settings.waiver,
             "url": self._urls.current,
+            "fill": self._feed.hand.result,
             "load": asdict(self._throttle.budget.certificate(self._runtime.monotonic_ns())),
         }
 
@@ -124,6 +131,7 @@ class OpcuaSource:
         self._throttle = Throttle(await self._remember(), self._runtime)
         self._feed = Feed(self._settings, self._runtime, self._clock, sink)
         self._feed.structure = structure
+        self._feed.hand = Hand(partial(self._pauses.asked, self.name), self._state.hand)
         self._running = True
         if self._settings.waiver:
             self._feed.notice(NoticeKind.SECURITY, event="waiver in force", security=self._settings.security, reason=self._settings.waiver)
@@ -179,7 +187,8 @@ class OpcuaSource:
             self._check_pause()
             self._check_alive()
             now = self._runtime.monotonic_ns()
-            changed = self._state.subscription != self._feed.subscription
+            result = self._feed.hand.lasting or self._state.hand
+            changed = self._state.subscription != self._feed.subscription or self._state.hand != result
             self._state.subscription = self._feed.subscription
             if changed or now - saved_ns > SAVE_S * 1e9:
                 saved_ns = now
@@ -365,6 +374,7 @@ class OpcuaSource:
 
     def _store(self) -> None:
         now = self._runtime.monotonic_ns()
+        self._state.hand = self._feed.hand.lasting or self._state.hand
         self._state.load = dict[str, Any](self._throttle.budget.export(now, self._runtime.wall_ns()))
         publish_file(self._path, self._state.encode(), mode=0o600)
 

@@ -1,7 +1,7 @@
 """What collect remembers of one OPC UA server over restarts, beside the ring: `<state>/collect/<source>.json`. Pure; a secret (0600).
 
     {"version": 2, "session": {...}|null, "asked": {url: ns},
-     "refused": n, "refused_ns": n, "secret": "..", "subscription": {...}|null, "load": {...}}
+     "refused": n, "refused_ns": n, "secret": "..", "subscription": {...}|null, "load": {...}, "hand": {...}}
 
 A file that is missing or damaged costs a new session and a new subscription, nothing else. Two rules live here (G10):
 
@@ -44,6 +44,7 @@ class SourceState:
     secret: str = ""
     subscription: Subscription | None = None
     load: dict[str, Any] = field(default_factory=dict)
+    hand: dict[str, Any] = field(default_factory=dict)  # what came of the last fill by hand
 
     @property
     def session_gone(self) -> bool:
@@ -105,7 +106,8 @@ def parse_state(data: bytes | None) -> SourceState:
             kept = Subscription(refused=refused, **subscription)
         state = SourceState(subscription=kept, **body)
         whole = (*state.asked.values(), state.refused, state.refused_ns, 0 if kept is None else kept.id)
-        good = all(isinstance(number, int) and number >= 0 for number in whole) and isinstance(state.load, dict) and isinstance(state.secret, str)
+        good = all(isinstance(number, int) and number >= 0 for number in whole) and isinstance(state.load, dict) and isinstance(state.hand, dict)
+        good &= isinstance(state.secret, str)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return SourceState()
     return state if good else SourceState()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine
 
     from gateway.settings import GatewaySettings
@@ -26,7 +27,7 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
 def serve(
     name: str, verbose: bool, service: Callable[[], Coroutine[Any, Any, None]], on_hangup: Callable[[], None] | None = None,
-    loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:  # fmt: skip
     """Run a service until SIGTERM or SIGINT, then let it stop in order. on_hangup: what SIGHUP does instead of stopping."""
     import asyncio
@@ -53,6 +54,8 @@ def serve(
 
 def fast_loop() -> asyncio.AbstractEventLoop:
     """Return a loop of uvloop where `pip install ebbgate[fast]` put it, else of asyncio: a Modbus request costs a third less CPU."""
+    import asyncio
+
     try:
         import uvloop
     except ImportError:

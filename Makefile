@@ -21,7 +21,7 @@ NAME ?= ingest
 
 BENCH_NAMES := ingest commit block segment wear recovery query drain latency opcua-subscribe opcua-read modbus-read modbus-plan
 
-.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report crash mutants model simulate plant soak fuzz kill faults clean
+.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report crash mutants model simulate plant soak fuzz kill kill-ring faults clean
 
 setup: $(VENV)/.stamp
 
@@ -87,8 +87,10 @@ fuzz: setup
 kill: setup
 	$(BIN)/python -m pytest tests/kill -m slow
 
-faults: setup  # a real disk that fails: kill -9, power cuts under ext4, refused system calls
+kill-ring: setup  # kill -9 of a process that writes a ring, at named points and random moments
 	$(BIN)/python -m tests.faults.kill --cycles $(CYCLES)
+
+faults: kill-ring  # a real disk that fails: also power cuts under ext4, refused system calls
 	$(BIN)/python -m tests.faults.power_cut --states $(CUTS)
 	$(BIN)/python -m tests.faults.inject --runs $(RUNS)
 

@@ -239,6 +239,18 @@ async def test_an_order_that_is_taken_back_ends_the_fill_and_a_bad_one_is_told_o
     assert [one["reason"] for one in sink.told(NoticeKind.OPERATOR) if one["event"] == "fill refused"] == ["nonsense"]
 
 
+async def test_a_gap_that_the_ring_gave_up_is_not_shown_as_being_filled_for_ever() -> None:
+    sink = MemorySink(interval_s=0)
+    live(sink, [(16, 1.0, START), (16, 2.0, START + 9 * SECOND)])
+    feed = make_feed(sink, 1)
+    feed.hand = Hand(lambda: fresh({"t16": [(START, START + 9 * SECOND)]}))
+    await feed.hand.begin(feed)
+    sink._apply(Batch("plc", empty_columns(), None, GapChange(GapStep.UNFILLABLE, sink.known("plc").gaps[0].id)))
+    await feed.hand.begin(feed)
+    assert (feed.hand.result["state"], "too many" in feed.hand.result["reason"]) == ("unfillable", True)
+    assert not sink.known("plc").gaps
+
+
 async def test_a_restart_opens_a_gap_of_its_own_beside_a_fill_by_hand() -> None:
     """The gap of a person's asking has no live reading after it and is no excuse: what was missed since must be owed."""
     sink = MemorySink(interval_s=0)

@@ -86,6 +86,8 @@ class Hand:
     async def begin(self, feed: Feed) -> None:
         """Open a gap for an order that is new. Call where no gap of the source is open or opening."""
         asked = self._asked()
+        if self.result.get("state") == "filling":  # its gap is open no more, and nobody closed it
+            self.closed(str(GapStep.UNFILLABLE), "given up: too many gaps were open", self.result["readings"])
         if isinstance(asked, str) and asked != self._refused:
             self._refused = asked
             feed.notice(NoticeKind.OPERATOR, event="fill refused", reason=asked)

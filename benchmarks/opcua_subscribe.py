@@ -37,7 +37,7 @@ TAGS, PERIOD_MS, PUBLISH_MS = 1_000, 100, 500  # 5,000 values in a message
 WINDOW_S, SETTLE_S, VALUES_MIN = 4.0, 3.0, 20_000
 WINDOW_MOST_S = 30.0  # where the server gets little CPU, longer until VALUES_MIN have come
 MESSAGES, CAPTURE_S = 8, 90.0
-SERVERS, SERVER_TAGS, SERVER_PERIOD_MS = 6, 1_000, 100  # 60,000 changes a second, of which timers of node leave 50,000 and more
+SERVERS, SERVER_TAGS, SERVER_PERIOD_MS = 7, 1_000, 100  # 70,000 changes a second, of which timers of node leave 50,000 and more
 DELIVERY_BEGIN_S, DELIVERY_S = 10.0, 20.0
 FIRST_NUMBER = 16  # of a tag
 

@@ -1,6 +1,7 @@
 """Memory of a long-lived process on a small box: what was needed for a moment goes back to the system (glibc; elsewhere nothing happens).
 
-Measured with 10,000 Modbus tags: a change of the tag table by SIGHUP left 126 MB resident without, and less than 100 MB with.
+Measured with 10,000 Modbus tags: a change of the tag table by SIGHUP left 126 MB resident without, and less than 100 MB with; deliver after
+a piece of work 376 MiB without (and with an allocator of Arrow's own), 170 with.
 """
 
 from __future__ import annotations

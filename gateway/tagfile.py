@@ -21,6 +21,7 @@ from __future__ import annotations
 import difflib
 import re
 import string
+import sys
 from typing import TYPE_CHECKING, Final
 
 from buffer import limits
@@ -145,13 +146,13 @@ class _Row:
         return TagRow(
             id=self._id(),
             path=self._path(),
-            source=self._source(sources),
+            source=sys.intern(self._source(sources)),  # one object for what many rows say alike: megabytes in collect
             address=self._address(),
-            type=self._text("type", WORD_CHARS_MAX),
+            type=sys.intern(self._text("type", WORD_CHARS_MAX)),
             order=self._order(),
             scale=1.0 if scale is None else scale,
             offset=offset or 0.0,
-            unit=self._text("unit", WORD_CHARS_MAX),
+            unit=sys.intern(self._text("unit", WORD_CHARS_MAX)),
             low=low,
             high=high,
             every_ns=every,

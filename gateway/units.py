@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import re
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 DURATION_NS_MAX: Final = 10 * 366 * 86_400 * 10**9  # ten years; more is a slip of the hand
@@ -34,6 +35,7 @@ _NS: Final = {
 _PREFIX: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
+@lru_cache(256)  # 10,000 tags say few different ones
 def parse_duration_ns(text: str) -> int:
     """Return nanoseconds of "500 ms", "1s", "10 min", "1 h", "30 d"; "0" needs no unit."""
     number, unit = _split(text, 'a time, as "500 ms", "1 s", "10 min" or "1 h"')

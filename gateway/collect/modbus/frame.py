@@ -29,6 +29,9 @@ class Framing(StrEnum):
     RTU = "rtu"
 
 
+_MBAP_FRAMING: Final = Framing.MBAP  # Python 3.11 looks a member up in Python: three times a request
+
+
 class NoAnswer(PlantError):
     """Nothing usable came within the deadline."""
 
@@ -97,7 +100,7 @@ _CRC: Final = _crc_table()
 
 def wrap(framing: Framing, transaction: int, unit: int, pdu: bytes) -> bytes:
     """Return the bytes for the wire."""
-    if framing is Framing.MBAP:
+    if framing is _MBAP_FRAMING:
         return _MBAP.pack(transaction, 0, len(pdu) + 1, unit) + pdu
     body = bytes([unit]) + pdu
     return body + struct.pack("<H", crc16(body))
@@ -105,7 +108,7 @@ def wrap(framing: Framing, transaction: int, unit: int, pdu: bytes) -> bytes:
 
 def check_wire(framing: Framing, wire: bytes, identify: bool) -> None:
     """Raise WriteRefused unless these bytes are exactly one frame around one allowed PDU: the last check before the socket."""
-    if framing is Framing.MBAP:
+    if framing is _MBAP_FRAMING:
         pdu = wire[MBAP_BYTES:]
         whole = len(wire) > MBAP_BYTES and wire[2:6] == (len(pdu) + 1).to_bytes(4, "big")
     else:
@@ -129,7 +132,7 @@ class Answer:
         self._buffer = b""
         self._size = -1  # of the good answer, whole; -1: not known
         self._head = b""  # what it begins with
-        if framing is Framing.MBAP and (function := request[0]) != _MEI:
+        if framing is _MBAP_FRAMING and (function := request[0]) != _MEI:
             data = data_bytes(request)
             self._size = MBAP_BYTES + 2 + data
             self._head = _HEAD.pack(transaction, 0, 3 + data, unit, function, data & 0xFF)
@@ -142,12 +145,12 @@ class Answer:
         if len(data) == self._size and not self._buffer and data.startswith(self._head):
             return data[MBAP_BYTES:]  # exactly what was asked for, in one piece: nearly always
         self._buffer += data
-        length = self._mbap_length() if self._framing is Framing.MBAP else self._rtu_length()
+        length = self._mbap_length() if self._framing is _MBAP_FRAMING else self._rtu_length()
         if length is None or len(self._buffer) < length:
             return None
         if len(self._buffer) > length:
             raise BadAnswer("more bytes came than one answer has")
-        pdu = self._buffer[MBAP_BYTES:] if self._framing is Framing.MBAP else self._rtu_pdu()
+        pdu = self._buffer[MBAP_BYTES:] if self._framing is _MBAP_FRAMING else self._rtu_pdu()
         check_answer(self._request, pdu)
         return pdu
 

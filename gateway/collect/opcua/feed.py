@@ -184,10 +184,10 @@ class Feed:
 
     def _open_overflow(self, columns: Columns) -> None:
         """Values that a server's full queue threw away lie before the flagged ones: a gap of those tags, if not too many are open."""
-        flagged = np.unique(columns.tag[(columns.flags & np.uint16(Flag.OVERFLOW)) != 0])
+        flagged = frozenset(columns.tag[(columns.flags & np.uint16(Flag.OVERFLOW)) != 0].tolist())
         waiting = sum(concerned is not None for concerned in self._concerned.values())
-        if len(flagged) and self.states.has.any() and waiting < OVERFLOW_GAPS_MAX:
-            self._open(frozenset(flagged.tolist()), f"queue overflow at the server, {len(flagged)} tags")
+        if flagged and self.states.has.any() and waiting < OVERFLOW_GAPS_MAX:
+            self._open(flagged, f"queue overflow at the server, {len(flagged)} tags")
 
     def _open(self, concerned: frozenset[int] | None, reason: str) -> asyncio.Task[None]:
         from_ns = self._level_ns

@@ -4,8 +4,8 @@ The only importer of pyarrow in `buffer`, so that collect never carries it. It c
 before; reads the file back past the page cache and compares every row with the journal after; and leaves a temporary file: it
 publishes nothing and signs nothing.
 
-Specification of the file: Parquet, rows sorted by (tag, seq), row groups of 524,288, zstd 3, pages of 4 MiB, the columns of buffer.rows: ts and ts_source
-as timestamp[us, UTC]; tag, path, value_string and generation dictionary-encoded; an encoding per column is chosen by trying.
+Specification of the file: Parquet, rows sorted by (tag, seq), row groups of 524,288, zstd 3, pages of 4 MiB, the columns of buffer.rows:
+ts and ts_source as timestamp[us, UTC]; tag, path, value_string and generation dictionary-encoded; an encoding per column is chosen by trying.
 Key-value metadata: ebbgate.stream, ebbgate.generation, ebbgate.blocks, ebbgate.seqs, ebbgate.tag_table.
 """
 

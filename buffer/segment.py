@@ -56,7 +56,7 @@ NS_PER_US: Final = 1000
 # 44 instead of 25 ms of CPU for one tag and one hour in five files, 20 instead of 10 for all of one tag.
 PAGE_BYTES: Final = 4 * 1024 * 1024
 GROUP_ROWS: Final = PAGE_BYTES // 8
-DICTIONARY_MAY_COST: Final = 0.05  # of a column: in row groups of this size, plain doubles are 4 % smaller than a dictionary and take twice the CPU to read
+DICTIONARY_MAY_COST: Final = 0.05  # of a column: in such groups plain doubles are 4 % smaller than a dictionary and take twice the CPU to read
 _COMPRESSION: Final[dict[str, Any]] = {
     "compression": "zstd", "compression_level": 3, "data_page_size": PAGE_BYTES, "max_rows_per_page": limits.SEGMENT_READINGS_MAX,
     "row_group_size": GROUP_ROWS,

@@ -93,7 +93,6 @@ OTHER = (
     M("a poisoned journal is recycled", "buffer.journals", "if pool and room and not journal.poisoned and journal", "if pool and room and journal", LIVES),
     M("eviction though others filled the disk", "buffer.space", "            self.helpless = self._storage.free_bytes() - before < (used - room.used_bytes()) // 2\n", "", LIVES),
     M("a start has no place for the record that must precede an eviction", "buffer.journals", "        if not self.reserve:\n            return False\n", "        if True:\n            return False\n", LIVES),
-    M("a start evicts less than the next one needs", "buffer.space", "                step = 2 * journals.reserve_file_bytes\n", "", LIVES),
     M("the sealed file is not what the child checked", "buffer.adopt", " or hashlib.sha256(data).hexdigest() != part.sha256:", ":", "tests/unit/test_sealed_ring.py"),
     M("sealed parts that leave out a block", "buffer.adopt", "    if ends != begins or not chained or any(p.count <= 0 for p in parts):\n", "    if False:\n", "tests/unit/test_sealed_ring.py"),
     M("a second writer is let in", "buffer.storage", "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "                pass\n", "tests/unit/test_ring.py"),

@@ -228,7 +228,8 @@ def say(report: Report, name: str, facts: Facts) -> None:
     report.add(f"{name}.cpu", measured["cpu_s"], "s")
     report.add(f"{name}.memory", measured["mib"], "MiB", largest_child_mib=measured["child_mib"])
     if name == "build":
-        report.add("build.speed", facts["readings_of_this_run"] / measured["wall_s"], "readings/s")
+        if facts["readings_of_this_run"] == facts["readings"]:  # else it was stopped on the way: the time is of the rest
+            report.add("build.speed", facts["readings"] / measured["wall_s"], "readings/s")
         report.add("build.ring", facts["ring_bytes"], "bytes")
         report.add("build.segment", facts["sealed_bytes_per_reading"], "bytes/reading", goal="value <= 1.7")
     if name == "query":

@@ -49,7 +49,7 @@ CRASH = (
     M("open gaps not recovered", "buffer.ring", "tuple(sorted(found.state.open_gaps)) if found.state else ()", "()", "crash"),
     M("a generation does not say where its predecessor ended", "buffer.ring", "        self._predecessor = max(found.ends.items(), default=None)\n", "        self._predecessor = None\n", "crash"),
     M("the newest goes first", "buffer.retention", "    return sorted(out, key=lambda unit: unit[0])\n", "    return sorted(out, key=lambda unit: unit[0], reverse=True)\n", LIVES),
-    M("no room is kept for the state record", "buffer.ring", "if not self._roll and self._journals.fits(need_bytes + self.options.reserve_bytes)", "if not self._roll and self._journals.fits(need_bytes)", LIVES),
+    M("no room is kept for the state record, in no journal", "buffer.ring", ("if not self._roll and self._journals.fits(need_bytes + self.options.reserve_bytes)", "        there = self._journals.begin_reserve(self._chain.seq, self._chain.block, now.monotonic_ns)\n"), ("if not self._roll and self._journals.fits(need_bytes)", "        there = False\n"), LIVES),
     M("an eviction does not raise low", "buffer.room", "        self.low, self.lost = account(self.lost, low)\n        return True\n", "        self.lost = account(self.lost, low)[1]\n        return True\n", LIVES),
     M("the parent of a directory is not synced", "buffer.storage", "        system.mkdir(path, mode)\n    _sync_directory(system, parent)\n", "        system.mkdir(path, mode)\n", LIVES),
     M("a journal is given back with what was acknowledged in it", "buffer.journals", "        if active.acked_end == PAGE:\n", "        if True:\n", "crash -3"),
@@ -128,6 +128,7 @@ WHOLE = (
 MUTANTS = (*CRASH, *ROT, *OTHER, *RECEIVE, *WHOLE)
 
 EQUIVALENT = (
+    ("no room is kept for the state record in the open journal", "the reserve journal is its place then; without both it is a defect, and in the table"),
     ("readers look at the end of `durable` in bytes and not at its block", "a block at or above the end block of the mark stands in a journal of a later serial, or in the mark's own behind its end offset: both are left out already"),
     ("what lies below low comes back at a start", "`Ring.make_room` removes what lies below the committed `low` after every commit; until then those readings are read once more, each still itself"),
     ("salt of an earlier use accepted", "an old frame is refused by its generation or by its number, which does not rise; salt and order taken away together are a defect, and in the table"),

@@ -16,12 +16,13 @@ MINUTES ?= 30
 CYCLES ?= 500
 CUTS ?= 500
 RUNS ?= 200
+READINGS ?= 1000000000
 INPUTS ?= 100000
 NAME ?= ingest
 
 BENCH_NAMES := ingest commit block segment wear recovery query drain latency opcua-subscribe opcua-read modbus-read modbus-plan
 
-.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report crash mutants model simulate plant soak fuzz kill kill-ring faults clean
+.PHONY: setup demo test check bench bench-all bench-data bench-peers bench-report billion crash mutants model simulate plant soak fuzz kill kill-ring faults clean
 
 setup: $(VENV)/.stamp
 
@@ -51,6 +52,11 @@ bench: setup
 # everything again, kept in benchmarks/results, then docs/benchmarks.md: about an hour on a quiet machine
 bench-all: setup bench-peers bench-data
 	@for name in $(BENCH_NAMES); do $(BIN)/python -m benchmarks.$${name//-/_} --save || true; done
+	$(MAKE) bench-report
+
+# an hour and 4 bytes of disk a reading; goes on where it was stopped
+billion: setup
+	$(BIN)/python -m benchmarks.billion --readings $(READINGS) --save
 	$(MAKE) bench-report
 
 bench-report: setup

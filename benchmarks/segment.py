@@ -151,13 +151,14 @@ def encodings(columns: Columns, names: list[str]) -> dict[str, Any]:
     """Return what was chosen for ts, values and seq, and the bytes a reading of each."""
     rows = make_rows(columns, np.arange(len(columns)), tag_table(names), by_tag=True)
     data = parquet_bytes(arrow_table(rows, 1), {})
-    group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
+    metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     out: dict[str, Any] = {}
-    for i in range(group.num_columns):
-        column = group.column(i)
+    for i in range(metadata.num_columns):
+        column = groups[0].column(i)
         if column.path_in_schema in ("ts", "value_double", "value_int", "seq"):
             kind = "dictionary" if "RLE_DICTIONARY" in column.encodings else next(e for e in column.encodings if e != "RLE")
-            out[column.path_in_schema] = f"{kind}, {column.total_compressed_size / len(columns):.3f} B"
+            out[column.path_in_schema] = f"{kind}, {sum(g.column(i).total_compressed_size for g in groups) / len(columns):.3f} B"
     return out
 
 

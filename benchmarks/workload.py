@@ -26,14 +26,14 @@ MILLISECOND_NS: Final = 1_000_000
 TICK_NS: Final = 100
 TEXTS: Final = ("RUN", "STOP", "IDLE", "FAULT: motor overtemperature", "MAINTENANCE", "Recipe 12 / step 4", "CIP rinse")
 BAD_COMMUNICATION: Final = 0x8005_0000  # Bad_CommunicationError
-_START_S: Final = 1_760_000_000
+FIRST_S: Final = 1_760_000_000  # where the plant begins
 _OUTAGE_SCANS: Final = 60
 
 
 class Workload:
     """An endless plant. The same arguments give the same readings."""
 
-    def __init__(self, seed: int = 1, resolution_ns: int = MILLISECOND_NS) -> None:
+    def __init__(self, seed: int = 1, resolution_ns: int = MILLISECOND_NS, first_s: int = FIRST_S) -> None:
         shape = np.random.default_rng(7)  # the plant is one; the seed is the weather
         kinds = np.repeat(np.array([Kind.DOUBLE, Kind.INT64, Kind.BOOL, Kind.TEXT], np.uint8), [700, 120, 130, 50])
         self.kind: NDArray[np.uint8] = shape.permutation(kinds)
@@ -44,7 +44,7 @@ class Workload:
         self._rate = shape.uniform(0, 20, TAGS)
         self._random = np.random.default_rng(seed)
         self._resolution_ns = resolution_ns
-        self._second = _START_S
+        self._second = first_s
         self._count = self._random.integers(0, 1 << 20, TAGS)
         self._state = self._random.integers(0, len(TEXTS), TAGS)
         self._phase = self._random.uniform(0, 0.6, DEVICES)

@@ -201,8 +201,9 @@ class _Check:
             known = generation.points.setdefault(block, (h, place))
             if known[0] != h:
                 self.report.bad(place, f"the chain at block {block} is not what {known[1]} says")
-        if generation.state is None or m[14][1] >= generation.state[1]:
-            generation.state = m[14]
+        told = self._generations.setdefault(m[14][0], _Generation())  # a segment repeats the newest record, which may be of a later generation
+        if told.state is None or m[14][1] >= told.state[1]:
+            told.state = m[14]
 
     # ---- segments ----
 

@@ -9,7 +9,7 @@ MANIFEST_BYTES_MAX: Final = 8 * 1024  # a full state record (32 losses, 64 gaps)
 BLOCK_PAYLOAD_BYTES_MAX: Final = 1024 * 1024  # a live PUT on a thin link must end within minutes
 BLOCK_READINGS_MAX: Final = 65_536  # keeps one commit under about 10 ms of CPU
 SEGMENT_PAYLOAD_BYTES_MAX: Final = 6 * 1024 * 1024  # with manifest below the 8 MiB a receiver accepts per PUT
-SEGMENT_READINGS_MAX: Final = 1_000_000  # one row group; peak memory of the sealing child stays below 400 MB
+SEGMENT_READINGS_MAX: Final = 1_000_000  # peak memory of the sealing child stays below 400 MB
 OBJECT_PAYLOAD_BYTES_MAX: Final = 7 * 1024 * 1024  # about 400,000 tags compressed; below one PUT
 PUT_BYTES_MAX: Final = 8 * 1024 * 1024  # what every receiver accepts in one request
 

@@ -16,7 +16,7 @@ from buffer.ring import Ring, RingOptions
 from tests.crash.check import examine, held
 from tests.crash.directed import DIRECTED, JOURNAL
 from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
-from tests.crash.states import Moment, live_of, moments, new_disk
+from tests.crash.states import Moment, live_of, moments, new_disk, replay
 from tests.crash.toys import STREAM, TABLES, TOY, ToySigner
 from tests.support.simulated_disk import Crash, Effect, Medium, SimulatedDisk
 
@@ -197,6 +197,11 @@ def test_a_start_believes_no_name_that_a_power_cut_can_take_back():
     disk = SimulatedDisk(published.medium.copy())  # kill -9
     _, book = examine(disk, published.book, published.lows, script, 2, long=False)
     examine(SimulatedDisk(disk.medium.power_cut([])), book, published.lows, script, 3)
+
+
+@pytest.mark.parametrize("second", range(9, 18))
+def test_a_block_that_stands_alone_in_a_journal_before_an_empty_one_is_not_passed_over(second):
+    assert replay(f"-2/63/kill/{second}/kill") == ""  # killed behind a sync that failed though every byte arrived, and again in the start after it
 
 
 def test_directories_are_durable_when_they_are_made():

@@ -123,6 +123,23 @@ def test_an_unsorted_segment_and_one_with_a_seq_twice_are_found(tmp_path):
         assert any(word in found for found in findings(store.root)), word
 
 
+def test_a_segment_that_a_later_generation_sealed_does_not_tell_the_end_of_its_own(tmp_path):
+    root = tmp_path / "g.main"
+    root.mkdir()
+    ring = open_ring(root)
+    ring.append(some(0, 10))
+    ring.commit(instant())
+    crash(ring)
+    ring = open_ring(root, nonce=2)
+    for i in range(20):
+        ring.append(some(700 + i * 10, 10))
+        ring.commit(instant())
+    request = with_root(ring.sealable(), str(root))
+    [name] = ring.adopt(request, seal(request), instant())
+    assert name.generation != ring.generation
+    assert findings(root) == []
+
+
 def test_a_file_that_duckdb_refuses_does_not_speak_for_the_next(tmp_path):
     duck = Duck()
     with pytest.raises(duck.errors):

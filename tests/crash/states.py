@@ -18,6 +18,8 @@ from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
 ACTIONS = ("live",) * 6 + ("gap", "fill", "fill", "idle", "roll", "roll", "table", "room", "seal", "seal")
+MORE_ACTIONS = ("restart", "restart", "sync_fails", "no_last")  # of the lives from WIDE on: generations, and a disk that refuses now and then
+WIDE = 10**6
 RANDOM_SUBSETS = 8
 PAIRS_MAX = 200  # beyond: random pairs; only moments with more than 20 pieces on their way
 CUTS_MAX = 20
@@ -31,7 +33,8 @@ def script_of(seed: int) -> Script:
         return DIRECTED[-seed - 1]
     rng = random.Random(seed)
     journal = RESERVE + rng.choice((6, 9)) * PAGE
-    actions = tuple((rng.choice(ACTIONS), rng.randint(1, 3)) for _ in range(rng.randint(6, 12 + 6 * (seed % 2))))
+    every = (*ACTIONS, *MORE_ACTIONS) if seed >= WIDE else ACTIONS
+    actions = tuple((rng.choice(every), rng.randint(1, 3)) for _ in range(rng.randint(6, 12 + 6 * (seed % 2))))
     faults: tuple[tuple[int, int], ...] = ()
     syncs: tuple[int, ...] = ()
     if seed % 4 == 1:

@@ -69,7 +69,7 @@ class Moment:
 def moments(start: Medium, log: list[Effect], book: Book, first: Book) -> Iterator[Moment]:
     """Yield every prefix. book: at the end of that life; first: at its beginning."""
     medium = start.copy()
-    begun, acked, gaps, low = len(first.entries), first.acked, first.gaps, first.low
+    entries, begun, acked, gaps, low = first.entries, len(first.entries), first.acked, first.gaps, first.low
     notes = [(i, effect[4]) for i, effect in enumerate(log) if effect[0] == "note" and len(effect) > 4]
     coming = {i: low for i, low in notes}
     after: list[tuple[Place, ...]] = []
@@ -80,13 +80,13 @@ def moments(start: Medium, log: list[Effect], book: Book, first: Book) -> Iterat
     after.reverse()
     for i, effect in enumerate(log):
         if effect[0] == "note":
-            begun, acked, gaps = effect[1:4]
+            entries, (begun, acked, gaps) = book.entries, effect[1:4]
             low = effect[4] if len(effect) > 4 else low
         else:
             medium.apply(effect)
         if i + 1 < len(log) and log[i + 1][0] == "note":
             continue
-        yield Moment(i, medium, Book(book.entries[:begun], acked, gaps, low), (low, *after[i]))
+        yield Moment(i, medium, Book(entries[:begun], acked, gaps, low), (low, *after[i]))
 
 
 def subsets(n: int, rng: random.Random) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

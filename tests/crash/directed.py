@@ -27,7 +27,7 @@ DIRECTED = (
     # journals are sealed and no `last` file can be written: what they say of the source stands nowhere else, however old they are
     Script(
         10**9, JOURNAL,
-        (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 2, ("no_last", 1), *(("seal", 1),) * 2, ("room", 2), ("no_last", 0), ("idle", 1)),
+        (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 2, ("no_last", 1), *(("seal", 1),) * 3, ("room", 2), ("no_last", 0), ("idle", 1)),
     ),  # fmt: skip
     # a gap opened while one of an earlier generation is open
     Script(10**9, JOURNAL, (("live", 2), ("gap", 1), ("restart", 1), ("live", 1), ("gap", 2), ("fill", 1), ("restart", 1), ("fill", 1), ("live", 1))),

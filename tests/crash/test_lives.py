@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from buffer.errors import SignatureError, StorageFault
-from buffer.frame import payload_digest
+from buffer.frame import MAGIC, payload_digest
 from buffer.manifest import Loss, LossReason
 from buffer.reader import RingReader
 from buffer.ring import Ring, RingOptions
@@ -275,3 +275,13 @@ def test_a_block_with_a_wrong_signature_is_lost_and_named():
     assert ring.state is not None
     first = newest.manifest.first_seq
     assert ring.state.lost == (Loss(generation, first, first + newest.manifest.count - 1, LossReason.STORAGE_FAULT),)
+
+
+def test_the_end_of_a_commit_reaches_the_disk_after_its_beginning():
+    script = Script(10**9, 3 * JOURNAL, (("live", 2), ("gap", 1)))  # the last commit has two blocks
+    end = moment(script, lambda effect: effect[0] == "write" and effect[3].startswith(MAGIC))
+    log = live_of(script).log
+    _, inode, offset, _ = log[end.number]
+    last = [piece for piece in end.medium.pending() if piece[:2] == ("data", inode) and end.medium.data[inode][piece[2]][0] >= offset]
+    assert last
+    examine(SimulatedDisk(end.medium.power_cut(last)), end.book, end.lows, script, 2)

@@ -9,9 +9,9 @@ DIRECTED = (
     # a gap opened in a journal that is evicted before any `last` file holds it
     Script(3 * JOURNAL, JOURNAL, (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 4, ("idle", 1))),
     # syncs that fail though every byte arrived: two copies of one block, then sealed
-    Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("live", 1), ("roll", 1), ("live", 1)), (), (6, 10), 1),
+    Script(10**9, JOURNAL, (*(("sync_fails", 1), ("live", 2)) * 2, ("live", 1), ("roll", 1), ("live", 1)), reaches=1),
     # syncs that fail and leave nothing: blocks that only the cache shows
-    Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("live", 1), ("roll", 1), ("live", 1)), (), (6, 10), 0),
+    Script(10**9, JOURNAL, (*(("sync_fails", 1), ("live", 2)) * 2, ("live", 1), ("roll", 1), ("live", 1)), reaches=0),
     # journals recycled within a generation: old frames stand behind new ones
     Script(10**9, JOURNAL, (*(("live", 2),) * 5, ("roll", 1), ("live", 2), ("seal", 3), ("room", 2), ("roll", 1), ("live", 2), ("idle", 1), ("live", 2))),
     # two tag tables in turn on a disk that is full: the one in use next was in use long ago

@@ -16,7 +16,7 @@ from buffer.ring import Ring, RingOptions
 from tests.crash.check import examine, held
 from tests.crash.directed import DIRECTED, JOURNAL
 from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
-from tests.crash.states import Moment, live_of, moments, new_disk, replay
+from tests.crash.states import Moment, bring_back, live, live_of, moments, new_disk, one, replay
 from tests.crash.toys import STREAM, TABLES, TOY, ToySigner
 from tests.support.simulated_disk import Crash, Effect, Medium, SimulatedDisk
 
@@ -285,3 +285,15 @@ def test_the_end_of_a_commit_reaches_the_disk_after_its_beginning():
     last = [piece for piece in end.medium.pending() if piece[:2] == ("data", inode) and end.medium.data[inode][piece[2]][0] >= offset]
     assert last
     examine(SimulatedDisk(end.medium.power_cut(last)), end.book, end.lows, script, 2)
+
+
+def test_a_block_whose_sync_failed_stands_alone_and_is_believed_after_two_kills():
+    """Killed while the next journal is still empty; then killed wherever the start that believed the block had come to."""
+    script, life = live(-2)
+    failed = [i for i, effect in enumerate(life.log) if effect[0] == "sync_failed"][-1]
+    for first in moments(life.start, life.log, life.book, life.first):
+        if failed < first.number < failed + 14:
+            broken, second, _ = one(first, bring_back(first.medium, "kill"), script, 2, None, long=False)
+            assert not broken
+            for again in moments(second.start, second.log, second.book, second.first):
+                assert one(again, bring_back(again.medium, "kill"), script, 3, None, long=False)[0] == "", f"{first.number}, {again.number}"

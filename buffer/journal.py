@@ -14,7 +14,8 @@ that everything before it was durable once.
 
 Reading. A frame that does not verify is the torn tail, and the end, only if no later 4 KiB boundary holds a header with this salt
 and a higher number; else it is a hole: acknowledged readings that the disk lost, to be named, and the scan goes on behind it. A tail
-of blocks with `more` belongs to a commit that never ended.
+of blocks with `more` belongs to a commit that never ended; but where `durable`, `last` or a record of a later generation states an end
+behind readings in it, it was acknowledged, and the end of its commit rotted.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def examine(disk: SimulatedDisk, book: Book, lows: tuple[Place, ...], script: Sc
         raise Violation("; ".join(tried[book.acked]))
     del book.entries[count:]
     book.acked = count
+    disk.note(count, count, book.gaps)  # from here on that is how it was: until now, what a kill cut short could still come or go
     ends = [(e.generation, e.first_seq + len(e.values)) for e in book.entries if e.values]
     assert ring.state is not None
     if ring.state.predecessor != (max(ends) if ends else None):

@@ -9,9 +9,9 @@ DIRECTED = (
     # a gap opened in a journal that is evicted before any `last` file holds it
     Script(3 * JOURNAL, JOURNAL, (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 4, ("idle", 1))),
     # syncs that fail though every byte arrived: two copies of one block, then sealed
-    Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("live", 1), ("roll", 1), ("live", 1)), (), (6, 10), 1),
+    Script(10**9, JOURNAL, (*(("sync_fails", 1), ("live", 2)) * 2, ("live", 1), ("roll", 1), ("live", 1)), reaches=1),
     # syncs that fail and leave nothing: blocks that only the cache shows
-    Script(10**9, JOURNAL, (("live", 2), ("live", 2), ("live", 1), ("roll", 1), ("live", 1)), (), (6, 10), 0),
+    Script(10**9, JOURNAL, (*(("sync_fails", 1), ("live", 2)) * 2, ("live", 1), ("roll", 1), ("live", 1)), reaches=0),
     # journals recycled within a generation: old frames stand behind new ones
     Script(10**9, JOURNAL, (*(("live", 2),) * 5, ("roll", 1), ("live", 2), ("seal", 3), ("room", 2), ("roll", 1), ("live", 2), ("idle", 1), ("live", 2))),
     # two tag tables in turn on a disk that is full: the one in use next was in use long ago
@@ -27,7 +27,7 @@ DIRECTED = (
     # journals are sealed and no `last` file can be written: what they say of the source stands nowhere else, however old they are
     Script(
         10**9, JOURNAL,
-        (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 2, ("no_last", 1), *(("seal", 1),) * 2, ("room", 2), ("no_last", 0), ("idle", 1)),
+        (("live", 2), ("roll", 1), ("gap", 2), *(("roll", 1), ("live", 1)) * 2, ("no_last", 1), *(("seal", 1),) * 3, ("room", 2), ("no_last", 0), ("idle", 1)),
     ),  # fmt: skip
     # a gap opened while one of an earlier generation is open
     Script(10**9, JOURNAL, (("live", 2), ("gap", 1), ("restart", 1), ("live", 1), ("gap", 2), ("fill", 1), ("restart", 1), ("fill", 1), ("live", 1))),
@@ -40,7 +40,7 @@ DIRECTED = (
     Script(10**9, JOURNAL, (("live", 2), ("roll", 1), ("sync_fails", 1), ("gap", 1), ("live", 1), ("idle", 1))),
     # segments evicted one by one while their journals must stay, for no `last` holds them; what those say is of an older tag table
     Script(
-        4 * 3 * JOURNAL + 1200, 3 * JOURNAL,
+        4 * 3 * JOURNAL + 10 * PAGE + 1385, 3 * JOURNAL,  # four journals, the reserve, and one segment is one too many
         (
             ("live", 2), ("roll", 1), ("live", 2), ("table", 1), ("live", 3), ("roll", 1), ("live", 2), ("no_last", 1),
             *(("seal", 1), ("room", 1)) * 3, ("idle", 1), ("no_last", 0), ("idle", 1),

@@ -259,12 +259,15 @@ class Collector:
         calls.sync_faults |= {calls.syncs + how - 1}
 
     def _do_no_last(self, how: int) -> None:
-        """Have no `last` file written from here on; 0: written again."""
-        self.disk.calls.refused = "/last/" if how else ""
+        """Have no `last` file written from here on; an even number: written again."""
+        self.disk.calls.refused = "/last/" if how % 2 else ""
 
     def _do_restart(self, how: int) -> None:
         """Stop where nothing waits, and start: the next generation, on what the cache shows."""
-        self.ring = self._open()
+        try:
+            self.ring = self._open()
+        except StorageFault as fault:
+            raise Gone from fault
         self._table = 0
         self.begin()
 

@@ -86,11 +86,11 @@ def states(seed: int, most: int = 60) -> Iterator[tuple[str, str]]:
         disk = SimulatedDisk(medium.copy())
         for path, at in flips:
             disk.flip(path, at, 0x10)
-        yield f"{seed}:" + "+".join(f"{path}@{at}" for path, at in flips), judged(disk, life.book, script)
+        yield f"{seed}:" + "+".join(f"{path}@{at}" for path, at in flips), judged(disk, life.book, script, flips=len(flips))
 
 
-def judged(disk: SimulatedDisk, book: Book, script: Script, *, exact: bool = False) -> str:
-    """Start twice and compare with the book; return what is broken. exact: nothing may be missing."""
+def judged(disk: SimulatedDisk, book: Book, script: Script, *, flips: int = 1, exact: bool = False) -> str:
+    """Start twice and compare with the book; return what is broken. exact: nothing may be missing. flips: no more commits may miss readings."""
     try:
         lost: set[Place] = set()
         ended: Place = (0, 0)
@@ -99,6 +99,9 @@ def judged(disk: SimulatedDisk, book: Book, script: Script, *, exact: bool = Fal
             if ended < before:
                 raise Violation(f"G2 the predecessor ended at {before}, and now at {ended}")
             disk = disk.after_kill()
+        hit = [e.first_seq for e in book.entries if any((e.generation, e.first_seq + i) in lost for i in range(len(e.values)))]
+        if len(hit) > flips:
+            raise Violation(f"G2 {flips} bits changed, and readings of {len(hit)} commits are lost: those from {hit}")
     except Violation as violation:
         return str(violation)
     except Exception as error:  # noqa: BLE001 -- whatever it is, a start must not raise it

@@ -23,7 +23,7 @@ VIOLATIONS_SHOWN = 20
 def some(job: int, jobs: int, first_seed: int, count: int) -> tuple[int, list[tuple[str, str]]]:
     """Enumerate this job's part; return how many states, and what was broken."""
     from tests.crash.directed import DIRECTED
-    from tests.crash.states import states
+    from tests.crash.states import WIDE, states
     from tests.crash.toys import install
 
     install()
@@ -33,7 +33,7 @@ def some(job: int, jobs: int, first_seed: int, count: int) -> tuple[int, list[tu
 
     full = itertools.islice(lives(1.0, first_seed), count // FULL)
     by_hand = itertools.chain.from_iterable(states(-i - 1, SHARE) for i in range(job, len(DIRECTED), jobs))
-    wide = itertools.islice(itertools.chain(by_hand, lives(SHARE, first_seed + 10**6)), count - count // FULL)
+    wide = itertools.islice(itertools.chain(by_hand, lives(SHARE, first_seed + WIDE)), count - count // FULL)
     seen, bad = 0, []
     for name, broken in itertools.chain(full, wide):
         seen += 1

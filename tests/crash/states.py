@@ -18,6 +18,8 @@ from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
 from tests.support.simulated_disk import Effect, Medium, SimulatedDisk
 
 ACTIONS = ("live",) * 6 + ("gap", "fill", "fill", "idle", "roll", "roll", "table", "room", "seal", "seal")
+MORE_ACTIONS = ("restart", "restart", "sync_fails", "no_last")  # of the lives from WIDE on: generations, and a disk that refuses now and then
+WIDE = 10**6
 RANDOM_SUBSETS = 8
 PAIRS_MAX = 200  # beyond: random pairs; only moments with more than 20 pieces on their way
 CUTS_MAX = 20
@@ -31,7 +33,8 @@ def script_of(seed: int) -> Script:
         return DIRECTED[-seed - 1]
     rng = random.Random(seed)
     journal = RESERVE + rng.choice((6, 9)) * PAGE
-    actions = tuple((rng.choice(ACTIONS), rng.randint(1, 3)) for _ in range(rng.randint(6, 12 + 6 * (seed % 2))))
+    every = (*ACTIONS, *MORE_ACTIONS) if seed >= WIDE else ACTIONS
+    actions = tuple((rng.choice(every), rng.randint(1, 3)) for _ in range(rng.randint(6, 12 + 6 * (seed % 2))))
     faults: tuple[tuple[int, int], ...] = ()
     syncs: tuple[int, ...] = ()
     if seed % 4 == 1:
@@ -66,7 +69,7 @@ class Moment:
 def moments(start: Medium, log: list[Effect], book: Book, first: Book) -> Iterator[Moment]:
     """Yield every prefix. book: at the end of that life; first: at its beginning."""
     medium = start.copy()
-    begun, acked, gaps, low = len(first.entries), first.acked, first.gaps, first.low
+    entries, begun, acked, gaps, low = first.entries, len(first.entries), first.acked, first.gaps, first.low
     notes = [(i, effect[4]) for i, effect in enumerate(log) if effect[0] == "note" and len(effect) > 4]
     coming = {i: low for i, low in notes}
     after: list[tuple[Place, ...]] = []
@@ -77,13 +80,13 @@ def moments(start: Medium, log: list[Effect], book: Book, first: Book) -> Iterat
     after.reverse()
     for i, effect in enumerate(log):
         if effect[0] == "note":
-            begun, acked, gaps = effect[1:4]
+            entries, (begun, acked, gaps) = book.entries, effect[1:4]
             low = effect[4] if len(effect) > 4 else low
         else:
             medium.apply(effect)
         if i + 1 < len(log) and log[i + 1][0] == "note":
             continue
-        yield Moment(i, medium, Book(book.entries[:begun], acked, gaps, low), (low, *after[i]))
+        yield Moment(i, medium, Book(entries[:begun], acked, gaps, low), (low, *after[i]))
 
 
 def subsets(n: int, rng: random.Random) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

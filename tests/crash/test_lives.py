@@ -9,14 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from buffer.errors import SignatureError, StorageFault
-from buffer.frame import payload_digest
+from buffer.frame import MAGIC, payload_digest
 from buffer.manifest import Loss, LossReason
 from buffer.reader import RingReader
 from buffer.ring import Ring, RingOptions
 from tests.crash.check import examine, held
 from tests.crash.directed import DIRECTED, JOURNAL
 from tests.crash.plant import PAGE, RESERVE, Book, Collector, Gone, Script
-from tests.crash.states import Moment, live_of, moments, new_disk, replay
+from tests.crash.states import Moment, bring_back, live, live_of, moments, new_disk, one, replay
 from tests.crash.toys import STREAM, TABLES, TOY, ToySigner
 from tests.support.simulated_disk import Crash, Effect, Medium, SimulatedDisk
 
@@ -275,3 +275,25 @@ def test_a_block_with_a_wrong_signature_is_lost_and_named():
     assert ring.state is not None
     first = newest.manifest.first_seq
     assert ring.state.lost == (Loss(generation, first, first + newest.manifest.count - 1, LossReason.STORAGE_FAULT),)
+
+
+def test_the_end_of_a_commit_reaches_the_disk_after_its_beginning():
+    script = Script(10**9, 3 * JOURNAL, (("live", 2), ("gap", 1)))  # the last commit has two blocks
+    end = moment(script, lambda effect: effect[0] == "write" and effect[3].startswith(MAGIC))
+    log = live_of(script).log
+    _, inode, offset, _ = log[end.number]
+    last = [piece for piece in end.medium.pending() if piece[:2] == ("data", inode) and end.medium.data[inode][piece[2]][0] >= offset]
+    assert last
+    examine(SimulatedDisk(end.medium.power_cut(last)), end.book, end.lows, script, 2)
+
+
+def test_a_block_whose_sync_failed_stands_alone_and_is_believed_after_two_kills():
+    """Killed while the next journal is still empty; then killed wherever the start that believed the block had come to."""
+    script, life = live(-2)
+    failed = [i for i, effect in enumerate(life.log) if effect[0] == "sync_failed"][-1]
+    for first in moments(life.start, life.log, life.book, life.first):
+        if failed < first.number < failed + 14:
+            broken, second, _ = one(first, bring_back(first.medium, "kill"), script, 2, None, long=False)
+            assert not broken
+            for again in moments(second.start, second.log, second.book, second.first):
+                assert one(again, bring_back(again.medium, "kill"), script, 3, None, long=False)[0] == "", f"{first.number}, {again.number}"

@@ -68,8 +68,3 @@ def test_after_a_failed_sync_the_cache_lies_and_the_next_sync_succeeds():
     for effect in (("name", 1, "", "a"), ("sync_directory", ""), ("write", 1, 0, b"x"), ("sync_failed", 1, ()), ("sync", 1)):
         medium.apply(effect)
     assert (medium.cache[1], medium.platter[1]) == (b"x", b"")
-
-
-def test_a_block_whose_sync_failed_stands_alone_and_is_believed_after_two_kills():
-    """Found by 20,000 states of seed 1: the next journal was still empty, `last` was published, and the second start read neither."""
-    assert replay("-2/57/kill/13/kill") == ""

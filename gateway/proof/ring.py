@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from buffer import layout
+from buffer import layout, limits
 from buffer.errors import CorruptError
 from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, parse_body, parse_header
 from buffer.intervals import Intervals
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.trust.keys import KeyRing
 
 LAST_BYTES_MAX = 512 * 1024 * 1024
+RESERVE_BYTES_MAX = 4 * limits.JOURNAL_RESERVE_BYTES
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ def prove_ring(root: Path, keys: KeyRing, proof: Proof, *, statements: bool) -> 
         following = journals[at + 1] if at + 1 < len(journals) and journals[at + 1].generation == journal.generation else None
         with proof.judging(root.name):
             _journal(root, journal, following, mark, keys, proof, seen)
+    _reserve(root, storage, proof)
     if mark is not None:
         seen.ends[mark.generation] = mark.end_seq
     _missing(root, proof, seen)
@@ -83,6 +85,17 @@ def _last_files(root: Path, storage: PlainFiles, proof: Proof) -> None:
                 data = storage.read(path, 0, LAST_BYTES_MAX) or b""
             if data is not None and hashlib.sha256(data[32:]).digest() != data[:32]:
                 proof.bad(f"{root.name}/{path} at byte 0: does not match its digest")
+
+
+def _reserve(root: Path, storage: PlainFiles, proof: Proof) -> None:
+    place = f"{root.name}/{layout.RESERVE_JOURNAL}"
+    with proof.judging(root.name):
+        data = storage.read(layout.RESERVE_JOURNAL, 0, RESERVE_BYTES_MAX + 1) or b""
+        held = data.lstrip(b"\0")
+        if held:
+            proof.bad(f"{place} at byte {len(data) - len(held)}: not zero, though it is kept empty until a full disk needs it")
+        elif len(data) > RESERVE_BYTES_MAX:
+            proof.bad(f"{place} at byte {RESERVE_BYTES_MAX}: larger than any reserve journal")
 
 
 def prove_segment(root: Path, name: SegmentName, keys: KeyRing, proof: Proof, seen: _Seen | None = None) -> None:

@@ -138,14 +138,8 @@ class Door:
         try:
             if isinstance(target, wire.FramesTarget) and target.offset is not None:
                 return await self._continued(request, policy, target, length)
-            body, filled = bytearray(length), 0  # all of it at once: pieces are given back as they come, and joined never
-
-            def take(piece: bytes) -> None:
-                nonlocal filled
-                body[filled : filled + len(piece)] = piece
-                filled += len(piece)
-
-            await self._read(request, policy, length, take)
+            body = bytearray()  # grows with what came, not with what was announced; pieces are given back at once, and joined never
+            await self._read(request, policy, length, body.extend)
             return await self._receiver.put(policy, target, memoryview(body).toreadonly())
         finally:
             self._under_way[policy.id] -= 1

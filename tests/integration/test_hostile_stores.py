@@ -103,7 +103,7 @@ def test_whatever_stands_where_a_file_should_is_a_finding_and_the_rest_is_judged
         if name == "ring":
             ring = tmp_path / name / site.stream
             report = check_ring(ring, believed(ring, site.pki / "ca.crt", ()))
-            assert report.findings or path.parent.name == "last", path
+            assert report.findings or path.parent.name == "last" or path.name == "reserve", path  # neither holds readings
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         path.write_bytes(saved)
     assert verify_path(tmp_path / name, keys(site)).findings == []

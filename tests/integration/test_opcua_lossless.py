@@ -118,7 +118,7 @@ async def ten_kills(story: Story, rng: random.Random) -> int:
         else:
             # on a busy machine a fill may have passed between two looks
             await story.until("a fill", 40, lambda closed=closed: story.collector.filling or story.closed() > closed)
-            await asyncio.sleep(rng.uniform(0, 0.3))
+            await asyncio.sleep(rng.uniform(0, 0.1))
             story.collector.follow()
             mid_fill += story.collector.filling
         await story.collector.kill()

@@ -63,7 +63,7 @@ site = "acme/ghent"
         end = time.monotonic() + 60
         while (len(site.in_lake()), len(site.in_postgres())) == before and before != (READINGS, READINGS) and time.monotonic() < end:
             time.sleep(0.05)  # it works
-        time.sleep(chance.random() * 0.5)
+        time.sleep(chance.random() * 0.1)
         process.kill()
         process.wait()
         seen.append((len(site.in_lake()), len(site.in_postgres())))

@@ -178,7 +178,13 @@ def mounted(image: Path, mount: Path) -> Iterator[None]:
     """An image as the next start finds it: its file system's journal is replayed by mounting."""
     loop = run("losetup", "-f", "--show", str(image))
     try:
-        run("mount", loop, str(mount))
+        try:
+            run("mount", loop, str(mount))
+        except OSError:  # seen once in thousands: a loop device that still showed what it held before
+            run("losetup", "-d", loop)
+            time.sleep(1.0)
+            loop = run("losetup", "-f", "--show", str(image))
+            run("mount", loop, str(mount))
         try:
             yield
         finally:

@@ -71,17 +71,19 @@ def campaign(states: int, seed: int, mutant: str = "") -> dict[str, object]:
         log = records(disk.log.read_bytes())
         first = next(i for i, (kind, _, _) in enumerate(log) if kind == b"A")  # before: the ring's directory may not be there yet
         points = range(first, len(log) + 1)
-        base, image, again = disk.base.read_bytes(), top / "cut.img", top / "again"
+        base, again = disk.base.read_bytes(), top / "again"
         again.mkdir()
         for n in range(states):
             at = points[n * len(points) // states] if states < len(points) else points[n % len(points)]
             data, told = platter(base, log, at, rng)
+            image = top / f"cut-{n}.img"  # each its own: a loop device lets go of a file a little late
             image.write_bytes(data)
             with mounted(image, again):
                 mounts += 1
                 for what in ring_work.faults(again / "ring", signer, MAX_BYTES, told):
                     violations.append(f"cut before record {at} of {len(log)}, state {n}: {what}")
                     print(violations[-1], flush=True)
+            image.unlink()
             if len(violations) >= 10:
                 break
     finally:

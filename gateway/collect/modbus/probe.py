@@ -19,6 +19,7 @@ from gateway.collect.modbus.group import Group, quality_of
 from gateway.collect.modbus.hub import Hub
 from gateway.collect.modbus.memory import Memory
 from gateway.collect.modbus.plan import Cuts, Span, compile_tags, parse_address, rules_of
+from gateway.collect.status import describe
 from gateway.errors import ConfigError, PlantError
 from gateway.findings import Finding, Level, Live
 from gateway.tagfile import ORDERS
@@ -164,8 +165,7 @@ def _lives(settings: ModbusSource, group: Group, got: Values) -> list[Live]:
     made = []
     for row, point in enumerate(group.points):
         tag, quality = point.tag, int(got.quality[row])
-        words = "Good" if not quality else f"0x{quality:08X}"
-        made.append(Live(tag.id, settings.name, tag.address, show(got, row), tag.unit, words, None, tag.every_ns / 1e9, 0.0))
+        made.append(Live(tag.id, settings.name, tag.address, show(got, row), tag.unit, describe(quality), None, tag.every_ns / 1e9, 0.0))
     return made
 
 

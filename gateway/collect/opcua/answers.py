@@ -9,8 +9,8 @@ from buffer.errors import CorruptError
 from gateway.collect.opcua.decode import Items, blank_items, decode_items, join_items, ticks_to_ns
 from gateway.collect.opcua.events import count_events, decode_events
 from gateway.collect.opcua.reader import F64, I32, I64, Reader
-from gateway.collect.opcua.status import describe, remedy
 from gateway.collect.opcua.variant import read_diagnostics, read_localized, read_node_id
+from gateway.collect.status import describe, remedy
 from gateway.errors import PlantError
 
 if TYPE_CHECKING:

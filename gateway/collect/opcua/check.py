@@ -16,8 +16,8 @@ from gateway.collect.opcua.guarded import endpoint_of
 from gateway.collect.opcua.probe import WRITE, contact, show
 from gateway.collect.opcua.security import check_files, parse_security, pinned
 from gateway.collect.opcua.session import DATA_TYPE, USER_ACCESS_LEVEL, VALUE
-from gateway.collect.opcua.status import describe, remedy
 from gateway.collect.opcua.subscribe import KEEP_ALIVE_S, LIFETIME_S, NOTIFICATIONS_MAX, QUEUE_MAX
+from gateway.collect.status import describe, remedy
 from gateway.errors import ConfigError, PlantError, TrustError
 from gateway.findings import Finding, Level, Live
 from gateway.settings import WEAK_POLICIES

@@ -22,8 +22,8 @@ from gateway.collect.opcua.guarded import SESSION_TIMEOUT_S
 from gateway.collect.opcua.security import parse_security, secret_of
 from gateway.collect.opcua.session import DATA_TYPE, LOGIN_REFUSED, USER_ACCESS_LEVEL, VALUE, Session
 from gateway.collect.opcua.state import STATE_BYTES_MAX, SourceState, parse_state
-from gateway.collect.opcua.status import describe
 from gateway.collect.opcua.throttle import Throttle
+from gateway.collect.status import describe
 from gateway.errors import ConfigError, EbbgateError, PlantError, TrustError
 
 if TYPE_CHECKING:

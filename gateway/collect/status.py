@@ -45,6 +45,7 @@ _KNOWN: Final[dict[int, tuple[str, str]]] = {
     0x8034_0000: ("BadNodeIdUnknown", "Compare the address with ebbgate browse."),
     0x8035_0000: ("BadAttributeIdInvalid", "It is no variable: name one below it, see ebbgate browse."),
     0x803A_0000: ("BadNotReadable", "Make it readable for our account in the server."),
+    0x803C_0000: ("BadOutOfRange", ""),
     0x803D_0000: ("BadNotSupported", ""),
     0x803E_0000: ("BadNotFound", ""),
     0x8043_0000: ("BadMonitoredItemFilterInvalid", ""),
@@ -66,9 +67,12 @@ _KNOWN: Final[dict[int, tuple[str, str]]] = {
     0x807F_0000: ("BadTcpSecureChannelUnknown", ""),
     0x8082_0000: ("BadTcpInternalError", ""),
     0x8083_0000: ("BadTcpEndpointUrlInvalid", "The server insists on another host name or path in the URL: write in `urls` the path it shows."),
+    0x8089_0000: ("BadConfigurationError", "The address does not fit the device: compare it with ebbgate browse, or with the manual."),
+    0x808A_0000: ("BadNotConnected", "The device behind the server is not connected."),
     0x808B_0000: ("BadDeviceFailure", "The device behind the server is faulty."),
     0x808C_0000: ("BadSensorFailure", "The sensor is faulty."),
     0x808D_0000: ("BadOutOfService", "It is switched off in the server."),
+    0x809B_0000: ("BadNoData", ""),
     0x80DB_0000: ("BadTooManyMonitoredItems", "The server watches no more items: fewer tags, or end another client."),
 }
 

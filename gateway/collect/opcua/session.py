@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from gateway.settings import OpcuaSource
 
 LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_0000})  # UserAccessDenied, IdentityToken*, UserSignature
-# of an answer that did not arrive whole: says nothing of the session (BadDecodingError, BadEncodingLimitsExceeded, BadTimeout,
-# BadTcpServerTooBusy, BadTcpMessageTooLarge, BadRequestTooLarge, BadResponseTooLarge)
-_NO_VERDICT: Final = frozenset({0x8007_0000, 0x8008_0000, 0x800A_0000, 0x807D_0000, 0x8080_0000, 0x80B8_0000, 0x80B9_0000})
+# of an answer that did not arrive whole: says nothing of the session (BadDecodingError, BadEncodingLimitsExceeded,
+# BadTcpMessageTooLarge, BadRequestTooLarge, BadResponseTooLarge)
+_NO_VERDICT: Final = frozenset({0x8007_0000, 0x8008_0000, 0x8080_0000, 0x80B8_0000, 0x80B9_0000})
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
 HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)

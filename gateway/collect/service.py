@@ -177,7 +177,6 @@ async def run(
     commit = asyncio.create_task(collector.writer.run())
     loops: list[asyncio.Task[None]] = []
     try:
-        collector.maker.rehearse(collector.reloader.tables.sources)
         await collector.reloader.publish()
         loops.append(asyncio.create_task(collector.watch(), name="watch"))
         await collector.sealer.catch_up()
@@ -256,6 +255,7 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:
     root = settings.ring.path / settings.stream
     for directory in (root, settings.state / "collect", settings.state / "control"):
         make_directory(directory)
+    _rehearse(runtime, settings)
     signer = load_signer(settings.data_key)
     verifier = _verifier(settings, signer, root)
     before_keys = retired(settings.data_key)
@@ -284,6 +284,12 @@ def _open(runtime: Runtime, settings: GatewaySettings) -> _Opened:
         ring.close()
         raise
     return _Opened(ring, tables, before, clock, root)
+
+
+def _rehearse(runtime: Runtime, settings: GatewaySettings) -> None:
+    """Raise what is wrong with the sources while no file of the ring has been touched: a mistake restarted for days costs no generation."""
+    clock = GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), RELEASED_NS, 0)
+    Maker(runtime, settings.state / "collect", clock, Control(settings.state / "control")).rehearse(settings.sources)
 
 
 def _mark_absence(ring: Ring, tables: Tables, committed_ns: int) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from buffer.types import GOOD, Flag
+from buffer.types import GOOD, Flag, Kind
+from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua.active import BAD_WAITING_FOR_INITIAL_DATA, NODES_MAX, read_conditions
 from gateway.collect.opcua.answers import Reference, ServiceFault
 from gateway.collect.opcua.decode import Items
@@ -53,6 +54,24 @@ async def test_conditions_under_notifiers_that_hold_each_other() -> None:
         ("c2", {"severity": 0.0, "retain": 0.0, "active": 0.0}),
     ]
     assert not found[0].active, "only a Boolean true is"
+
+
+async def test_a_time_never_set_and_numbers_that_are_no_json() -> None:
+    """DateTime 0 is of 1601, which no ns of 64 bits hold; "maximum" is of 9999."""
+    has = {"c1": [("Retain", "c1.r"), ("Severity", "c1.s"), ("Time", "c1.t")], "c2": [("Retain", "c2.r"), ("Severity", "c2.s"), ("Time", "c2.t")]}
+    at = {"c1.t": -11_644_473_600_000_000, "c2.t": 910_692_730_085_477_580}
+
+    class Times(Server):
+        async def read(self, nodes: Sequence[str], attribute: int) -> Items:
+            items = doubles(*((0, float("inf") if node.endswith(".s") else 1.0, 0) for node in nodes))
+            for row, node in enumerate(nodes):
+                items.kind[row] = Kind.INT64 if node.endswith(".t") else Kind.BOOL if node.endswith(".r") else Kind.DOUBLE
+                items.values[row] = items.values[row] if node.endswith(".s") else np.uint64(at.get(node, 1) & (2**64 - 1))
+            return items
+
+    found = await read_conditions(Times(plant("c1", "c2", **has), {}), "server")  # type: ignore[arg-type]
+    assert found is not None
+    assert [(one.active, one.time_ns, one.text) for one in found] == [(True, NO_TIME, '{"retain":true}')] * 2
 
 
 async def test_none_and_not_all_are_not_known() -> None:

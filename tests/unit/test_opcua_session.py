@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncua
 import pytest
@@ -16,6 +17,7 @@ from gateway.collect.opcua import guarded
 from gateway.collect.opcua.certificate import first_certificate
 from gateway.collect.opcua.guarded import endpoint_of, structure
 from gateway.collect.opcua.security import make_policy
+from gateway.collect.opcua.session import _LIMITS, RENEW_MIN_S, Facts, Session, facts_of
 from gateway.errors import ConfigError, TrustError
 from gateway.settings import OpcuaSource
 
@@ -122,3 +124,24 @@ def test_structures_of_the_standard_become_json_and_noise_does_not() -> None:
     assert structure("i=886", body) == {"Low": 1.0, "High": 2.0}
     assert structure("i=886", body[:5]) is None
     assert structure("ns=4;i=886", body) is None
+
+
+def repr_short(thing: object) -> str:
+    return repr(thing)[:9]
+
+
+@pytest.mark.parametrize("space", ["urn:plant", "5", '["a"', "{}", "[" * 100_000, 7, 1.5, True, None], ids=repr_short)
+def test_a_namespace_array_that_is_none_ends_no_process(space: object) -> None:
+    facts = facts_of([space, "x", None, 0, -1, 10, "many"], 0, 1000)
+    assert (facts.namespaces, facts.start_us, facts.skew_ns) == ((), 0, None)
+    assert list(facts.limits.values()) == [1000, 1000, 10, 1000]
+
+
+def test_a_namespace_without_a_name_keeps_its_place() -> None:
+    assert facts_of(['["x",null,3,"y"]', 5, 2, 1, 1, 1, 1], 1000, 9) == Facts(("x", "", "", "y"), 5, 1000, dict.fromkeys(_LIMITS, 1))
+
+
+@pytest.mark.parametrize("life_ms", [0, 1, 3_600_000])
+def test_keys_without_a_life_are_not_renewed_without_a_pause(life_ms: int) -> None:
+    client = SimpleNamespace(secure_channel_timeout=life_ms)
+    assert Session(client, "", 1, resumed=False).renew_after_s == max(RENEW_MIN_S, life_ms * 0.00075)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ Bad_WaitingForInitialData: not known before each alarm's next change. On an outa
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -68,11 +69,17 @@ async def read_conditions(session: Session, notifier: str) -> list[Condition] | 
     for row, (node, name, _) in enumerate(nodes):
         said = values.value(row)
         if name == "time":
-            conditions[node].time_ns = said * 1_000 if type(said) is int else NO_TIME
-        elif said is not None and said == said:  # noqa: PLR0124 -- NaN is no JSON
+            conditions[node].time_ns = _moment(said)
+        elif said is not None and (not isinstance(said, float) or math.isfinite(said)):  # NaN and Infinity are no JSON
             conditions[node].fields[name] = said
     known = list(conditions.values())
     return known if all("retain" in one.fields for one in known) else None
+
+
+def _moment(said: object) -> int:
+    """Return microseconds as ns; NO_TIME for no number, or one that 64 bits cannot hold: a Time that was never set is of 1601."""
+    ns = said * 1_000 if type(said) is int else NO_TIME
+    return ns if NO_TIME < ns < -NO_TIME else NO_TIME
 
 
 async def _find(session: Session, notifier: str) -> list[str]:

@@ -43,6 +43,7 @@ LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_
 # BadTcpMessageTooLarge, BadRequestTooLarge, BadResponseTooLarge)
 _NO_VERDICT: Final = frozenset({0x8007_0000, 0x8008_0000, 0x8080_0000, 0x80B8_0000, 0x80B9_0000})
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
+RENEW_MIN_S: Final = 1.0  # a server that grants keys no life would have us renew them without a pause
 HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
@@ -83,6 +84,23 @@ class Facts:
     start_us: int
     skew_ns: int | None
     limits: Mapping[str, int]
+
+
+def facts_of(said: Sequence[object], now_ns: int, items_max: int) -> Facts:
+    """Return what a server's answer for _FACTS and the limits says. Values may be of any type: what is not of the right one is not said."""
+    space, start, clock, *limits = said
+    sizes = (min(limit, items_max) if isinstance(limit, int) and limit > 0 else items_max for limit in limits)
+    skew = clock * 1000 - now_ns if isinstance(clock, int) else None
+    return Facts(_names(space), start if isinstance(start, int) else 0, skew, dict(zip(_LIMITS, sizes, strict=True)))
+
+
+def _names(space: object) -> tuple[str, ...]:
+    """Return the namespaces of a NamespaceArray, which comes as JSON text; none where it is no array, or longer than a text may be."""
+    try:
+        names = json.loads(space) if isinstance(space, str) else []
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(name if isinstance(name, str) else "" for name in names) if isinstance(names, list) else ()
 
 
 class Session:
@@ -138,8 +156,8 @@ class Session:
 
     @property
     def renew_after_s(self) -> float:
-        """When the channel's keys want renewal: three quarters of their life (OPC 10000-4, 5.5.2.1)."""
-        return self._client.secure_channel_timeout * 0.75 / 1000
+        """When the channel's keys want renewal: three quarters of their life (OPC 10000-4, 5.5.2.1), however short the server makes it."""
+        return max(RENEW_MIN_S, self._client.secure_channel_timeout * 0.75 / 1000)
 
     async def renew(self) -> None:
         """Renew the channel's keys."""
@@ -176,11 +194,7 @@ class Session:
         before = wall_ns()
         items = await self.read(nodes, VALUE)
         middle = (before + wall_ns()) // 2
-        space, start, clock, *limits = (items.value(row) for row in range(len(nodes)))
-        known = json.loads(space) if isinstance(space, str) else []
-        sizes = (min(limit, self._items_max) if isinstance(limit, int) and limit > 0 else self._items_max for limit in limits)
-        skew = clock * 1000 - middle if isinstance(clock, int) else None
-        self.facts = Facts(tuple(map(str, known)), start if isinstance(start, int) else 0, skew, dict(zip(_LIMITS, sizes, strict=True)))
+        self.facts = facts_of([items.value(row) for row in range(len(nodes))], middle, self._items_max)
         return self.facts
 
     async def service_level(self) -> int:

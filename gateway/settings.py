@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SECOND: int = 10**9
 MILLISECOND: int = 10**6
+UNSIGNED_TYPES: frozenset[str] = frozenset({"uint64", "ulint", "lword"})  # as people write the one integer type that int64 does not hold
 WEAK_POLICIES: frozenset[str] = frozenset({"None", "Basic256", "Basic128Rsa15"})  # OPC 10000-7: deprecated, or no protection at all
 
 
@@ -43,6 +44,11 @@ class TagRow:
     number: int = 0
     array: str = ""  # of an element of an array: the id in the file
     element: int = 0  # its place in the array
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether 64 bits of an integer of this tag are read without a sign, here and in every store after."""
+        return self.type.lower() in UNSIGNED_TYPES
 
 
 @dataclass(frozen=True, slots=True)

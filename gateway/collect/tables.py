@@ -17,8 +17,6 @@ from gateway.tagarrays import place_of
 if TYPE_CHECKING:
     from gateway.settings import GatewaySettings, ModbusSource
 
-_UNSIGNED = frozenset({"uint64", "ulint", "lword"})
-
 
 @dataclass(frozen=True, slots=True)
 class Tables:
@@ -64,7 +62,7 @@ def _tag(row: TagRow) -> Tag:
         offset=row.offset,
         states=row.states,
         description=row.description,
-        unsigned=row.type.lower() in _UNSIGNED,
+        unsigned=row.unsigned,
         every_ns=row.every_ns,
         heartbeat_ns=row.heartbeat_ns,
     )

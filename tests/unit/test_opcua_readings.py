@@ -75,6 +75,24 @@ def test_a_first_value_equal_bit_for_bit_is_dropped_once() -> None:
     assert take(states, doubles((17, 1.0, NOW))) == [(17, 1.0, 0)], "only the first may be one we have"
 
 
+def test_64_bits_that_would_mean_another_number_become_doubles() -> None:
+    """What stores keep of an integer is its 64 bits; whether they have a sign stands in the tag table alone."""
+    states = TagStates([tag(17), tag(18, type="UInt64"), tag(19, type="ULINT")], {})
+    items = doubles(*((number, 0.0, NOW) for number in (17, 17, 17, 18, 18, 18, 19)))
+    items.kind[:] = [Kind.UINT64, Kind.UINT64, Kind.INT64, Kind.UINT64, Kind.INT64, Kind.INT64, Kind.UINT64]
+    items.values[:] = [2**64 - 3, 2**63 - 1, 2**64 - 3, 2**64 - 3, 2**64 - 3, 7, 2**63]
+    columns = states.take(items, NOW, NOW - SECOND, True, CLOCK).columns
+    assert [(Kind(int(kind)), int(value)) for kind, value in zip(columns.kind, columns.values, strict=True)] == [
+        (Kind.DOUBLE, bits(2.0**64)),  # nobody said that this tag is UInt64
+        (Kind.UINT64, 2**63 - 1),
+        (Kind.INT64, 2**64 - 3),
+        (Kind.UINT64, 2**64 - 3),
+        (Kind.DOUBLE, bits(-3.0)),  # the table says UInt64, the server sends integers with a sign
+        (Kind.INT64, 7),
+        (Kind.UINT64, 2**63),
+    ]
+
+
 @pytest.mark.parametrize("change", ["value", "sign of zero", "quality"])
 def test_anything_else_than_bit_for_bit_is_kept(change: str) -> None:
     states = TagStates([tag(17)], {17: known(0.0, NOW)})

@@ -122,6 +122,7 @@ def test_a_chain_is_cut_to_its_first_certificate() -> None:
 def test_structures_of_the_standard_become_json_and_noise_does_not() -> None:
     body = b"\0\0\0\0\0\0\xf0?\0\0\0\0\0\0\0@"
     assert structure("i=886", body) == {"Low": 1.0, "High": 2.0}
+    assert structure("i=886", b"\0\0\0\0\0\0\xf8\x7f\0\0\0\0\0\0\xf0\xff") == {"Low": "NaN", "High": "-Infinity"}, "as in docs/format.md"
     assert structure("i=886", body[:5]) is None
     assert structure("ns=4;i=886", body) is None
 

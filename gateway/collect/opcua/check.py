@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from buffer.errors import CorruptError
+from buffer.types import Kind
 from gateway.collect.locks import SourceBusy
 from gateway.collect.opcua import certificate, subscribe
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.arrays import length_of, one_per_item, pick
 from gateway.collect.opcua.guarded import endpoint_of
-from gateway.collect.opcua.probe import WRITE, contact, show
+from gateway.collect.opcua.probe import TYPE_NAMES, WRITE, contact, show
 from gateway.collect.opcua.security import check_files, parse_security, pinned
 from gateway.collect.opcua.session import DATA_TYPE, USER_ACCESS_LEVEL, VALUE
 from gateway.collect.opcua.subscribe import KEEP_ALIVE_S, LIFETIME_S, NOTIFICATIONS_MAX, QUEUE_MAX
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 TAGS_NAMED_MAX: Final = 20  # in one finding
 ROWS_NAMED_MAX: Final = 50  # findings of one kind: then the server is simply another one than the tag table thinks
 _BAD: Final = 31  # bit of a StatusCode
+_CONCRETE: Final = frozenset(TYPE_NAMES[f"i={number}"] for number in range(1, 14))  # Boolean to DateTime
+_CONCRETE_WRITTEN: Final = frozenset(name.lower() for name in _CONCRETE)
 
 
 async def check(
@@ -138,7 +141,7 @@ async def _try_all(settings: OpcuaSource, session: Session, live: list[Live] | N
     values, types, access = [await session.read(wanted, attribute) for attribute in (VALUE, DATA_TYPE, USER_ACCESS_LEVEL)]
     made, revised_ms = await _items(settings, session, tags, wanted)
     findings += [*_refused(tags, values, made), *_writable(tags, access, where), *_revised(settings, tags, made, revised_ms)]
-    findings += _lengths(settings, tags, values)
+    findings += [*_lengths(settings, tags, values), *_types(tags, values, types)]
     if live is not None:
         for row, tag in enumerate(tags):
             live += _live(settings, tag, wanted[row], values, types, row, _keeps(made[row]), now_ns)
@@ -168,6 +171,22 @@ def _lengths(settings: OpcuaSource, tags: list[TagRow], values: Items) -> list[F
         what = "is no array now" if found is None else f"has {found} elements"
         lost = "what is beyond is not kept" if (found or 0) > wanted else "those that are not there will be Bad"
         findings.append(Finding(Level.WARNING, _row(tag), f"{tag.address} {what}, expand says {wanted}: {lost}", "Correct the cell expand."))
+    return findings[:ROWS_NAMED_MAX]
+
+
+def _types(tags: list[TagRow], values: Items, types: Items) -> list[Finding]:
+    """Say which tags are of another type than the table says, as far as it says one; of UInt64 also where it says none."""
+    findings = []
+    for row, tag in enumerate(tags):
+        kind = Kind(int(values.kind[row]))
+        found = TYPE_NAMES.get(str(types.value(row)), "")
+        unsigned = found == "UInt64" or kind is Kind.UINT64
+        if (tag.scale, tag.offset) == (1.0, 0.0) and unsigned and not tag.unsigned:
+            harm = "values from 2^63 on become Doubles, and lose digits"
+            findings.append(Finding(Level.WARNING, _row(tag), f"{tag.address} is UInt64, type says {tag.type or 'nothing'}: {harm}", "Write UInt64."))
+        elif found in _CONCRETE and tag.type.lower() in _CONCRETE_WRITTEN and tag.type.lower() != found.lower():
+            what = f"{tag.address} is {found}, type says {tag.type}: it is kept as {found}"
+            findings.append(Finding(Level.WARNING, _row(tag), what, f"Write {found}, or correct the address."))
     return findings[:ROWS_NAMED_MAX]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime
 import enum
 import math
 import secrets
@@ -33,6 +34,7 @@ from gateway.collect.opcua.answers import ServiceFault, open_answer
 from gateway.collect.opcua.certificate import fingerprint, first_certificate, public_key
 from gateway.collect.opcua.endpoints import parse_created_session, tokens_of
 from gateway.collect.opcua.security import choose_token, make_policy, read_password, user_pair
+from gateway.collect.opcua.variant import plain_float
 from gateway.errors import ConfigError, EbbgateError, PlantError, TrustError, WriteRefused
 
 if TYPE_CHECKING:
@@ -380,7 +382,9 @@ def _jsonable(thing: Any) -> object:
     if isinstance(thing, enum.Enum):
         return thing.value
     if isinstance(thing, float):
-        return thing if math.isfinite(thing) else str(thing)
+        return plain_float(thing)
+    if isinstance(thing, datetime.datetime):
+        return f"{thing:%Y-%m-%dT%H:%M:%S}.{thing.microsecond * 10:07d}Z"
     if isinstance(thing, str):
         return thing.encode(errors="replace").decode()
     if isinstance(thing, list | tuple):

@@ -54,6 +54,8 @@ class TagStates:
         self._offset = np.fromiter((tag.offset for tag in self.tags), np.float64, n)
         self._scaled = (self._scale != 1.0) | (self._offset != 0.0)
         self._scales = bool(self._scaled.any())
+        self._unsigned = np.fromiter((tag.unsigned for tag in self.tags), np.bool_, n)
+        self._unsigns = bool(self._unsigned.any())
         self._bad_raw = {row: {_raw(text) for text in tag.bad_raw} for row, tag in enumerate(self.tags) if tag.bad_raw}
         self.has = np.zeros(n, np.bool_)
         self.marked = np.zeros(n, np.bool_)  # a marker stands in the plot where the value should be
@@ -152,6 +154,14 @@ class TagStates:
         if self._scales and len(change := np.flatnonzero(self._scaled[rows] & np.isin(kind, _NUMERIC))):
             scaled = _as_double(kind[change], values[change]) * self._scale[rows[change]] + self._offset[rows[change]]
             values[change], kind[change] = scaled.view(np.uint64), Kind.DOUBLE
+        if self._unsigns or (kind == Kind.UINT64).any():
+            self._keep_signs(rows, kind, values)
+
+    def _keep_signs(self, rows: NDArray[np.int64], kind: NDArray[np.uint8], values: NDArray[np.uint64]) -> None:
+        """Make Doubles, in place, of integers whose 64 bits would mean another number: the stores keep the bits, the tag table the sign."""
+        other = np.where(self._unsigned[rows], kind == Kind.INT64, kind == Kind.UINT64) & (values >> np.uint64(63) == 1)
+        if len(change := np.flatnonzero(other)):
+            values[change], kind[change] = _as_double(kind[change], values[change]).view(np.uint64), Kind.DOUBLE
 
     def _same(self, rows: Any, kind: Any, values: Any, quality: Any, said: Any, texts: tuple[str, ...]) -> NDArray[np.bool_]:
         """Say which values equal the newest reading bit for bit, with the source's time where it gives one."""

@@ -219,11 +219,16 @@ def _known(number: int, reader: Reader) -> None:
 def _plain_number(form: struct.Struct) -> Callable[[Reader], object]:
     def read(reader: Reader) -> object:
         got = reader.number(form)
-        if isinstance(got, float) and not math.isfinite(got):
-            return "NaN" if math.isnan(got) else "Infinity" if got > 0 else "-Infinity"
-        return got
+        return plain_float(got) if isinstance(got, float) else got
 
     return read
+
+
+def plain_float(number: float) -> float | str:
+    """Return a number that JSON has, or the name of one that it has not."""
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
 def _plain_time(reader: Reader) -> str:

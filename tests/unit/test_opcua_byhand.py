@@ -96,10 +96,10 @@ def test_control_reads_an_order_when_its_file_changes(tmp_path) -> None:
 def test_a_hole_ends_at_the_newest_live_reading_of_the_gap_s_opening_and_within_history_fill() -> None:
     order = fresh({"t1": [(10, 50), (60, 90)], "t2": [(10, 50)], "gone": [(1, 2)]})
     opened = dataclasses.replace(gap({1: 70, 2: 11}, {}), progress=first_progress(order))
-    debts, clipped = debts_by_hand(order, opened, {"t1": 1, "t2": 2}, {1: "a", 2: "b"}, 1000)
-    assert (debts, clipped) == ([Debt(1, "a", 10, 50, 1 + 1), Debt(1, "a", 60, 70, 4)], False)
-    debts, clipped = debts_by_hand(order, opened, {"t1": 1}, {1: "a"}, 20)
-    assert (debts[0], clipped) == (Debt(1, "a", 30, 50, 2), True)
+    debts, unpaid = debts_by_hand(order, opened, {"t1": 1, "t2": 2}, {1: "a", 2: "b"}, 1000)
+    assert (debts, unpaid) == ([Debt(1, "a", 10, 50, 1 + 1), Debt(1, "a", 60, 70, 4)], "")
+    debts, unpaid = debts_by_hand(order, opened, {"t1": 1}, {1: "a"}, 20)
+    assert (debts[0], unpaid) == (Debt(1, "a", 30, 50, 2), "older than history_fill")
 
 
 def test_what_is_asked_together_is_of_much_the_same_time() -> None:

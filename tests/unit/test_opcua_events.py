@@ -73,7 +73,7 @@ def test_each_event_stands_for_itself() -> None:
     states.await_first([40])
     taken = states.take(items, WHEN_NS, WHEN_NS - 10**9, True, Clock()).columns
     assert len(taken) == 2, "equal events are two events"
-    assert not states.awaits_first
+    assert not states.awaiting
     assert not states.due(WHEN_NS + 10**12).any()
     assert len(states.repeat(states.has.copy(), WHEN_NS, True)) == 0, "an alarm that is told again would be another alarm"
     assert len(states.take(doubles((40, 1.0, WHEN_NS)), WHEN_NS, WHEN_NS, True, Clock()).columns) == 0, "EventNotifier itself is no event"

@@ -24,6 +24,7 @@ from gateway.collect.opcua.decode import Items
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.readings import TagStates
 from gateway.collect.opcua.session import Facts
+from gateway.collect.opcua.state import Subscription
 from gateway.collect.source import Batch, Gap, GapChange, GapStep
 from gateway.errors import PlantError
 from gateway.runtime import real
@@ -51,11 +52,12 @@ CONVERT = TagStates([tag(17), tag(18)], {}).history
 
 def test_debts_lie_strictly_between_and_within_the_window() -> None:
     nodes = {17: "a", 18: "b", 19: "c"}
-    debts, clipped = debts_of(gap({17: 100, 18: 100, 20: 1}, {17: 200, 18: 101, 20: 50}), nodes, 1000)
-    assert (debts, clipped) == ([Debt(17, "a", 100, 200)], False), "nothing fits between 100 and 101; tag 20 has no node"
-    debts, clipped = debts_of(gap({17: 100, 18: 1}, {17: 200, 18: 1}), nodes, 30)
-    assert (debts, clipped) == ([Debt(17, "a", 170, 200)], True)
-    assert debts_of(gap({18: 1}, {18: 1}), nodes, 0) == ([], False), "what never changed is owed nothing, however long ago"
+    debts, unpaid = debts_of(gap({17: 100, 18: 100, 20: 1}, {17: 200, 18: 101, 20: 50}), nodes, 1000)
+    assert (debts, unpaid) == ([Debt(17, "a", 100, 200)], ""), "nothing fits between 100 and 101; tag 20 has no node"
+    debts, unpaid = debts_of(gap({17: 100, 18: 1}, {17: 200, 18: 1}), nodes, 30)
+    assert (debts, unpaid) == ([Debt(17, "a", 170, 200)], "older than history_fill")
+    assert debts_of(gap({18: 1}, {18: 1}), nodes, 0) == ([], ""), "what never changed is owed nothing, however long ago"
+    assert debts_of(gap({17: 200, 18: 100}, {17: 150, 18: 120}), nodes, 99) == ([Debt(18, "b", 100, 120)], "the source's time went back for 1 tags")
     assert debts_of(gap({17: 1, 18: 1}, {17: 9, 18: 9}), nodes, 99, {18})[0] == [Debt(18, "b", 1, 9)]
 
 
@@ -294,3 +296,19 @@ async def test_reasons_that_need_no_request(facts: dict[str, object], window: in
     told = sink.told(NoticeKind.GAP)[-1]
     assert (told["event"], reason in str(told["reason"]), server.requests) == ("unfillable", True, 0)
     assert not sink.known("plc").gaps
+
+
+@pytest.mark.parametrize(("late", "refused", "before"), [(True, False, False), (False, True, False), (False, True, True)])
+async def test_a_tag_without_a_value_after_the_gap_leaves_it_unfillable(late: bool, refused: bool, before: bool) -> None:
+    """What it missed can be asked of nobody: not even where it ends is known. One that was refused before has missed nothing."""
+    sink = MemorySink(interval_s=0)
+    live(sink, [(16, 1.0, START), (17, 1.0, START)])
+    server, feed = Server({"ns=1;s=16": [(START, 1.0), (START + SECOND, 2.0)]}, Temper(), 10), make_feed(sink, 2)
+    sink._apply(Batch("plc", empty_columns(), None, GapChange(GapStep.OPEN, from_ns=START)))
+    feed.refused_before = frozenset({17} if before else ())
+    feed.begin(Subscription(1, "", "", 10.0, (17,) if refused else ()), 0)
+    feed.states.await_first([17] if late else [])
+    live(sink, [(16, 2.0, START + SECOND)])
+    await fill_module._Fill(server, feed, sink.known("plc").gaps[0]).pay()  # type: ignore[arg-type]
+    told = sink.told(NoticeKind.GAP)[-1]
+    assert (told["event"], "no value after it" in str(told["reason"])) == (("filled", False) if before else ("unfillable", True))

@@ -47,7 +47,7 @@ def split_progress(progress: bytes) -> tuple[bytes, bytes]:
     return head, rest if any(rest) else b""
 
 
-def debts_by_hand(order: FillOrder, gap: Gap, numbers: Mapping[str, int], nodes: Mapping[int, str], window_ns: int) -> tuple[list[Debt], bool]:
+def debts_by_hand(order: FillOrder, gap: Gap, numbers: Mapping[str, int], nodes: Mapping[int, str], window_ns: int) -> tuple[list[Debt], str]:
     """Return what is owed, in order of time, and whether the window leaves some of it out. numbers: tag id -> number; nodes: of numbers."""
     debts, clipped = [], False
     for place, hole in enumerate(order.holes, 1):
@@ -60,7 +60,7 @@ def debts_by_hand(order: FillOrder, gap: Gap, numbers: Mapping[str, int], nodes:
         if before_ns - after_ns > 1:
             clipped |= after_ns > hole.after_ns
             debts.append(Debt(number, nodes[number], after_ns, before_ns, place))
-    return debts, clipped
+    return debts, "older than history_fill" if clipped else ""
 
 
 class Hand:

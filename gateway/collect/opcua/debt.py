@@ -78,18 +78,19 @@ class Chunk:
         return [Chunk(self.debts[:middle]), Chunk(self.debts[middle:])]
 
 
-def debts_of(gap: Gap, nodes: Mapping[int, str], window_ns: int, only: Collection[int] | None = None) -> tuple[list[Debt], bool]:
-    """Return what is owed in a gap, by tag number, and whether the window leaves some of it out. only: tags it is about, None: all."""
-    debts, clipped = [], False
+def debts_of(gap: Gap, nodes: Mapping[int, str], window_ns: int, only: Collection[int] | None = None) -> tuple[list[Debt], str]:
+    """Return what is owed in a gap, by tag number, and why that is not all, "" if it is. only: tags it is about, None: all."""
+    debts, clipped, back = [], False, 0
     for number, before_ns in sorted(gap.first_live_ns.items()):
         last = gap.last.get(number)
         if last is None or number not in nodes or (only is not None and number not in only):
             continue
         after_ns = max(last.ts_source_ns, before_ns - window_ns)
+        back += before_ns < last.ts_source_ns
         if before_ns - after_ns > 1:
             clipped |= after_ns > last.ts_source_ns
             debts.append(Debt(number, nodes[number], after_ns, before_ns))
-    return debts, clipped
+    return debts, "older than history_fill" if clipped else f"the source's time went back for {back} tags" if back else ""
 
 
 def pack_progress(chunk: Chunk, unserved: int) -> bytes:

@@ -67,6 +67,7 @@ class Feed:
         self._slack_ns = settings.publish_ns + slowest
         self._level_ns = self.states.newest_ns or self.now()[0]
         self.alarms_told = False  # which alarms were active when this process, or the subscription, began
+        self.refused_before: frozenset[int] = frozenset()  # tags that the subscription before this one could not read either
         self.settled = False  # every tag's present value is known: a gap has its first live readings
         self._overflows = 0
         self._overflow_told_ns = 0
@@ -208,6 +209,13 @@ class Feed:
     def concerned(self, gap: Gap) -> frozenset[int] | None:
         """Return the tags a gap is about; None: all, or opened before this process began."""
         return self._concerned.get(gap.from_ns)
+
+    def unseen(self, gap: Gap) -> int:
+        """Return of how many tags that had values before a gap none is known after it: their first value is still to come, or refused."""
+        refused = frozenset(self.subscription.refused if self.subscription else ()) - self.refused_before
+        concerned = self.concerned(gap)
+        numbers = {*self.states.awaiting, *refused} & set(gap.last)
+        return len(numbers if concerned is None else numbers & concerned)
 
     def events_concerned(self, gap: Gap) -> int:
         """Return of how many event tags a gap may hide something: their history is not asked for."""

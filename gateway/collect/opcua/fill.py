@@ -51,7 +51,7 @@ async def fill(session: Session, feed: Feed) -> None:
     while True:
         await feed.runtime.sleep(LOOK_S)
         late = feed.runtime.monotonic_ns() - began > FIRST_VALUES_S * 1e9
-        if not feed.settled or (feed.states.awaits_first and not late):
+        if not feed.settled or (feed.states.awaiting and not late):
             continue
         if not feed.sink.known(feed.name).gaps:
             if not feed.opening:
@@ -90,7 +90,7 @@ class _Fill:
             await self._pay()
 
     async def _pay(self) -> None:
-        debts, clipped = self._owed(self._nodes())
+        debts, unpaid = self._owed(self._nodes())
         able = await self._historized(debts)
         chunks, self._unserved = self._remaining(able, self._session.facts.limits["MaxNodesPerHistoryReadData"])
         while chunks and not self._hopeless:
@@ -104,8 +104,8 @@ class _Fill:
             await self._close(GapStep.UNFILLABLE, self._hopeless)
         elif missing := self._missing(debts, able):
             await self._close(GapStep.UNFILLABLE, f"the server keeps {missing}")
-        elif clipped:
-            await self._close(GapStep.UNFILLABLE, "older than history_fill")
+        elif unpaid:
+            await self._close(GapStep.UNFILLABLE, unpaid)
         else:
             await self._closed_whole()
 
@@ -117,8 +117,10 @@ class _Fill:
 
     # ---- what a fill by hand does otherwise ----
 
-    def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], bool]:
-        return debts_of(self._gap, nodes, self._feed.settings.history_fill_ns, self._feed.concerned(self._gap))
+    def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], str]:
+        debts, unpaid = debts_of(self._gap, nodes, self._feed.settings.history_fill_ns, self._feed.concerned(self._gap))
+        unseen = self._feed.unseen(self._gap)
+        return debts, unpaid or (f"{unseen} tags have no value after it" if unseen else "")
 
     def _remaining(self, debts: list[Debt], size: int) -> tuple[list[Chunk], int]:
         return remaining(debts, self._gap.progress, size)
@@ -239,10 +241,10 @@ class _ByHand(_Fill):
             self._readings = self._feed.hand.result["readings"]  # of the attempts before this one
             await super().pay()
 
-    def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], bool]:
+    def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], str]:
         numbers = {tag.id: tag.number for tag in self._feed.settings.tags}
         window_ns = self._feed.settings.history_fill_ns
-        return debts_by_hand(self._order, self._gap, numbers, nodes, window_ns) if self._order is not None else ([], False)
+        return debts_by_hand(self._order, self._gap, numbers, nodes, window_ns) if self._order is not None else ([], "")
 
     def _remaining(self, debts: list[Debt], size: int) -> tuple[list[Chunk], int]:
         return remaining(debts, split_progress(self._gap.progress)[1], size, alike)

@@ -81,6 +81,7 @@ class Link:
         if old is not None and self._session.resumed:
             await self._session.delete_subscription(old.id)
         feed.end()
+        feed.refused_before = frozenset(old.refused if old is not None else ())
         feed.alarms_told = False
         await feed.open_gap("no subscription survived")
         interval_ms = settings.publish_ns / 1e6

@@ -186,9 +186,10 @@ class TagStates:
             self._text[int(rows[at])] = texts[int(values[at])]
 
     @property
-    def awaits_first(self) -> bool:
-        """Say whether the first value of a new item is still to come."""
-        return bool(self._initial.any())
+    def awaiting(self) -> list[int]:
+        """The tags of new items whose first value is still to come."""
+        numbers: list[int] = self.numbers[self._initial].tolist()
+        return numbers
 
     def history(self, number: int, items: Items, which: NDArray[np.int64]) -> Columns:
         """Return values of one tag from the server's history, at their own times; they change nothing that is known here."""

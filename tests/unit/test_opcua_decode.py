@@ -467,6 +467,15 @@ def test_a_matrix_with_lying_dimensions_stays_flat() -> None:
     assert got.texts == ("[1,2,3]",)
 
 
+def test_a_variant_in_a_variant_is_its_value_and_others_of_the_message_do_not_pay_for_it() -> None:
+    """The standard forbids it (OPC 10000-6, 5.2.2.16); asyncua's decoder takes it too."""
+    inner = struct.pack("<Bi", 6, -5)
+    got = decode([data_value(b"\x18\x18" + inner), data_value(b"\x18\x86" + struct.pack("<iii", 2, 1, 2)), data_value(inner)])
+    assert [got.value(row) for row in range(3)] == [-5, "[1,2]", -5]
+    with pytest.raises(CorruptError, match="too deep"):
+        decode([data_value(b"\x18" * 100_000)])
+
+
 def test_guid_text() -> None:
     unique = uuid.UUID("72962b91-fa75-4ae6-8d28-b404dc7daf63")
     data = variant_to_binary(ua.Variant(unique, T.Guid))

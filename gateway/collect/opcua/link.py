@@ -61,6 +61,7 @@ class Link:
         self._kept = False
         self._is_proven = False
         self._resync = False
+        self._faults = 0  # answers to Publish in a row that published nothing
         feed.heard_ns = self._published_ns = feed.runtime.monotonic_ns()
         self._refused: dict[int, int] = {}
         self._publisher = Publisher(session, throttle, feed.committer.publish_ahead, self._acknowledgements)
@@ -87,7 +88,7 @@ class Link:
         interval_ms = settings.publish_ns / 1e6
         keep_alive_s = subscribe.keep_alive_s(settings)
         number, revised_ms, count = await self._session.create_subscription(interval_ms, keep_alive_s, LIFETIME_S, NOTIFICATIONS_MAX)
-        feed.begin(Subscription(number, identity, digest, revised_ms * count / 1000), 0)
+        feed.begin(Subscription(number, identity, digest, subscribe.revised_keep_alive_s(revised_ms, count)), 0)
         await self._create_items(tuple(tag.number for tag in settings.tags))
 
     async def _keep(self, old: Subscription, identity: str, digest: str) -> bool:
@@ -150,10 +151,12 @@ class Link:
     async def _consume(self) -> None:
         while True:
             data = await self._publisher.answer()
-            self._feed.heard_ns = self._published_ns = self._feed.runtime.monotonic_ns()
+            self._feed.heard_ns = self._feed.runtime.monotonic_ns()
             try:
                 answer = parse_publish(data)
+                self._published_ns, self._faults = self._feed.heard_ns, 0
             except ServiceFault as fault:
+                self._faults += 1
                 if fault.status == _TOO_MANY_PUBLISH:
                     self._publisher.fewer()
                 elif fault.status in _NO_SUBSCRIPTION:
@@ -257,7 +260,7 @@ class Link:
         while True:
             await feed.runtime.sleep(1.0)
             now = feed.runtime.monotonic_ns()
-            if self._publisher.waiting == 0:
+            if self._publisher.waiting == 0 and not self._faults:
                 self._published_ns = now  # back-pressure: nobody asked
             elif now - self._published_ns > (1.5 * keep_alive_s + 2) * 1e9:
                 raise PlantError(f"no publish for {(now - self._published_ns) / 1e9:.0f} s though the server answers")

@@ -44,6 +44,12 @@ def keep_alive_s(settings: OpcuaSource) -> float:
     return min(KEEP_ALIVE_S, max(settings.publish_ns, shortest // 2) / 1e9) if shortest else KEEP_ALIVE_S
 
 
+def revised_keep_alive_s(interval_ms: float, count: int) -> float:
+    """Return how long the server says it may say nothing; what no time can be is taken as KEEP_ALIVE_S."""
+    said_s = interval_ms * count / 1000
+    return said_s if 0 < said_s < math.inf else KEEP_ALIVE_S
+
+
 def wish_of(tag: TagRow, node: str, publish_ns: int) -> Wish:
     """Return the monitored item of a tag: sampled as often as the tag says, with a queue that bridges an outage."""
     if is_event(tag):

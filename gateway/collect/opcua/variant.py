@@ -80,8 +80,11 @@ def read_value(reader: Reader) -> Value:
         if encoding & _DIMENSIONS:
             items = _shaped(items, _dimensions(reader))
         return null_value() if items is None else json_value(items, reader)
-    if number == _VARIANT:
-        raise CorruptError("a Variant holds a Variant that is not an array", offset=reader.at)
+    if number == _VARIANT:  # the standard forbids it; the other tags of the message shall not pay for it
+        reader.deeper()
+        value = read_value(reader)
+        reader.depth -= 1
+        return value
     return _scalar(reader, number)
 
 

@@ -24,6 +24,7 @@ from gateway.findings import Finding, Level, Live
 from gateway.settings import WEAK_POLICIES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gateway.collect.opcua.answers import CreatedItem
@@ -64,7 +65,7 @@ async def _contact(settings: OpcuaSource, runtime: Runtime, directory: Path, liv
     where = f"source.{settings.name}"
     try:
         async with contact(settings, runtime, directory) as session:
-            return await _try_all(settings, session, live, runtime.wall_ns())
+            return await _try_all(settings, session, live, runtime.wall_ns)
     except SourceBusy:
         raise
     except (PlantError, TrustError) as error:
@@ -119,7 +120,7 @@ def _costs(settings: OpcuaSource) -> list[Finding]:
     return []
 
 
-async def _try_all(settings: OpcuaSource, session: Session, live: list[Live] | None, now_ns: int) -> list[Finding]:
+async def _try_all(settings: OpcuaSource, session: Session, live: list[Live] | None, wall_ns: Callable[[], int]) -> list[Finding]:
     where, facts = f"source.{settings.name}", session.facts
     what = f"connected to {session.url}, {settings.security}; at most {facts.limits['MaxMonitoredItemsPerCall']} items a request"
     findings = [Finding(Level.INFO, where, what)]
@@ -138,7 +139,8 @@ async def _try_all(settings: OpcuaSource, session: Session, live: list[Live] | N
     if not tags:
         return findings
     wanted = [nodes[tag.id] or "" for tag in tags]
-    values, types, access = [await session.read(wanted, attribute) for attribute in (VALUE, DATA_TYPE, USER_ACCESS_LEVEL)]
+    values, now_ns = await session.read(wanted, VALUE), wall_ns()
+    types, access = await session.read(wanted, DATA_TYPE), await session.read(wanted, USER_ACCESS_LEVEL)
     made, revised_ms = await _items(settings, session, tags, wanted)
     findings += [*_refused(tags, values, made), *_writable(tags, access, where), *_revised(settings, tags, made, revised_ms)]
     findings += [*_lengths(settings, tags, values), *_types(tags, values, types)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,8 @@ SIGNATURES = {
     (UASocketProtocol, "_call_callback"): ["self", "request_id", "body"],
     (UASocketProtocol, "send_hello"): ["self", "url", "max_messagesize", "max_chunkcount"],
     (SecureConnection, "__init__"): ["self", "security_policy", "limits"],
+    (SecureConnection, "set_channel"): ["self", "params", "request_type", "client_nonce"],
+    (SecureConnection, "_check_sym_header"): ["self", "security_hdr"],
     (SecureConnection, "message_to_binary"): ["self", "message", "message_type", "request_id"],
     (SecureConnection, "receive_from_header_and_body"): ["self", "header", "body"],
     (UaClient, "__init__"): ["self", "timeout"],
@@ -146,3 +149,17 @@ def test_a_namespace_without_a_name_keeps_its_place() -> None:
 def test_keys_without_a_life_are_not_renewed_without_a_pause(life_ms: int) -> None:
     client = SimpleNamespace(secure_channel_timeout=life_ms)
     assert Session(client, "", 1, resumed=False).renew_after_s == max(RENEW_MIN_S, life_ms * 0.00075)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("year", [1970, 2012, 2106])
+def test_what_is_on_its_way_under_the_old_keys_is_taken_whatever_the_servers_clock_says(year: int) -> None:
+    connection = guarded.GuardedConnection(guarded.security_policies.SecurityPolicyNone(), TransportLimits())
+    for number, kind in ((1, ua.SecurityTokenRequestType.Issue), (2, ua.SecurityTokenRequestType.Renew)):
+        made = ua.OpenSecureChannelResult()
+        made.SecurityToken = ua.ChannelSecurityToken(9, number, datetime(year, 1, 1, tzinfo=UTC), 3_600_000)
+        made.ServerNonce = b""
+        connection.set_channel(made, kind, b"")
+    connection.revolve_tokens()
+    connection._check_sym_header(ua.SymmetricAlgorithmHeader(TokenId=1))
+    with pytest.raises(ua.UaError):
+        connection._check_sym_header(ua.SymmetricAlgorithmHeader(TokenId=7))

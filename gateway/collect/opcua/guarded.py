@@ -74,6 +74,11 @@ class GuardedConnection(SecureConnection):
         guard.check_opcua_body(message)
         return Blessed(super().message_to_binary(message, message_type, request_id))
 
+    def set_channel(self, params: Any, request_type: Any, client_nonce: bytes) -> None:
+        """Take new keys. Their age is measured by our clock: a server's that stands in 1970 made every renewal refuse what was on its way."""
+        params.SecurityToken.CreatedAt = datetime.datetime.now(datetime.UTC)
+        super().set_channel(params, request_type, client_nonce)
+
     def receive_from_header_and_body(self, header: Any, body: Any) -> Any:
         """Take one chunk; a server's Acknowledge may lower our limits, never lift them (asyncua swaps and lifts them)."""
         got = super().receive_from_header_and_body(header, body)

@@ -79,7 +79,7 @@ def stamp(
     ts = np.where(take_gateway, np.int64(now_ns), source_ns)
     said = np.where(missing, ts, source_ns)
     count = int(wrong.sum())
-    offset = int(np.median((source_ns[wrong] - now_ns).astype(np.float64))) if count else 0
+    offset = int(np.median(source_ns[wrong].astype(np.float64) - now_ns)) if count else 0  # int64 holds no 400 years of ns
     return Stamped(ts, None if np.array_equal(ts, said) else said, flags, count, offset)
 
 

@@ -36,6 +36,12 @@ def test_a_wrong_source_clock_is_replaced_flagged_and_kept() -> None:
     assert got.substituted == 2
 
 
+@pytest.mark.parametrize("source", [-(2**63) + 1, 2**63 - 1])
+def test_an_offset_of_centuries_has_the_right_sign(source: int) -> None:
+    got = stamp(times(source), False, NOW, NOW, True, SOURCE)
+    assert got.offset_ns == pytest.approx(source - NOW)
+
+
 def test_what_waited_in_the_servers_queue_during_an_outage_is_old_and_right() -> None:
     outage = times(*(NOW - k * SECOND for k in range(600, 0, -60)))
     got = stamp(outage, False, NOW, NOW - 600 * SECOND, True, SOURCE)

@@ -34,6 +34,7 @@ from tests.unit.test_opcua_readings import doubles, known, tag
 
 START = 1_700_000_000 * SECOND
 NO_BOUND = 0x80D7_0000
+WRONG_CLOCK = "the source's clock is wrong for 1 tags: their history cannot be placed"
 
 
 def history(*times: int, more: bool = False, status: int = 0) -> History:
@@ -57,7 +58,9 @@ def test_debts_lie_strictly_between_and_within_the_window() -> None:
     debts, unpaid = debts_of(gap({17: 100, 18: 1}, {17: 200, 18: 1}), nodes, 30)
     assert (debts, unpaid) == ([Debt(17, "a", 170, 200)], "older than history_fill")
     assert debts_of(gap({18: 1}, {18: 1}), nodes, 0) == ([], ""), "what never changed is owed nothing, however long ago"
-    assert debts_of(gap({17: 200, 18: 100}, {17: 150, 18: 120}), nodes, 99) == ([Debt(18, "b", 100, 120)], "the source's time went back for 1 tags")
+    assert debts_of(gap({17: 200, 18: 100}, {17: 150, 18: 120}), nodes, 99) == ([Debt(18, "b", 100, 120)], WRONG_CLOCK)
+    assert debts_of(gap({17: 5, 18: 100}, {17: 9, 18: 120}), nodes, 99, None, (90, 120)) == ([Debt(18, "b", 100, 120)], WRONG_CLOCK)
+    assert debts_of(gap({17: 9, 18: 100}, {17: 9, 18: 121}), nodes, 99, None, (90, 120)) == ([], WRONG_CLOCK), "from the future; 17 is unchanged"
     assert debts_of(gap({17: 1, 18: 1}, {17: 9, 18: 9}), nodes, 99, {18})[0] == [Debt(18, "b", 1, 9)]
 
 
@@ -260,6 +263,42 @@ def test_nothing_twice_and_filled_only_where_nothing_is_missing(seed: int, tempe
     honest = not (temper.disorder or temper.begins or temper.none_of or temper.refuses not in ("", "too many"))
     if honest and temper.page > 1 + temper.twice:  # a page of one instant: asked again from there it is the same page
         assert closed["event"] == "filled", closed
+
+
+async def test_a_source_that_lives_in_1970_has_no_history_in_the_ring() -> None:
+    """Its live readings have the gateway's time; what it remembers has none but its own."""
+    sink, old = MemorySink(interval_s=0), 600 * SECOND
+    live(sink, [(16, 1.0, old)])
+    sink._apply(Batch("plc", empty_columns(), None, GapChange(GapStep.OPEN, from_ns=START)))
+    live(sink, [(16, 3.0, old + 9 * SECOND)])
+    server, feed = Server({"ns=1;s=16": [(old, 1.0), (old + SECOND, 2.0), (old + 9 * SECOND, 3.0)]}, Temper(), 10), make_feed(sink, 1)
+    await fill_module._Fill(server, feed, sink.known("plc").gaps[0]).pay()  # type: ignore[arg-type]
+    told = sink.told(NoticeKind.GAP)[-1]
+    assert (told["event"], told["reason"], told["readings"], server.requests) == ("unfillable", WRONG_CLOCK, 0, 0)
+
+
+async def test_a_tag_whose_source_lives_in_1970_has_no_other_asked_from_there_on() -> None:
+    """Never more than history_fill is asked for, of no tag: what one chunk asks is asked of all its tags."""
+    old, window = 600 * SECOND, 3600 * SECOND
+    sink = MemorySink(interval_s=0)
+    live(sink, [(16, 1.0, START), (17, 1.0, old), (18, 1.0, START)])
+    sink._apply(Batch("plc", empty_columns(), None, GapChange(GapStep.OPEN, from_ns=START)))
+    live(sink, [(16, 2.0, START + 9 * SECOND), (17, 2.0, old + 9 * SECOND), (18, 2.0, START + 9 * SECOND)])
+    server, feed = Server({f"ns=1;s={n}": [] for n in (16, 17, 18)}, Temper(), 10), make_feed(sink, 3)
+    feed.settings = dataclasses.replace(feed.settings, history_fill_ns=window)
+    feed.span = lambda gap: None  # type: ignore[method-assign]  # as where the gateway's clock is not trusted
+    asked: list[int] = []
+    ask = server.history
+
+    async def history(nodes: Sequence[str], from_ns: int, to_ns: int, most: int) -> list[History]:
+        asked.append(to_ns - from_ns)
+        return await ask(nodes, from_ns, to_ns, most)
+
+    server.history = history  # type: ignore[method-assign]
+    await fill_module._Fill(server, feed, sink.known("plc").gaps[0]).pay()  # type: ignore[arg-type]
+    assert asked
+    assert max(asked) <= 2 * window, asked
+    assert not sink.known("plc").gaps
 
 
 async def test_a_server_that_dies_of_history_is_left_alone_after_a_few_times() -> None:

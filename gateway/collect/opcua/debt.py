@@ -78,19 +78,28 @@ class Chunk:
         return [Chunk(self.debts[:middle]), Chunk(self.debts[middle:])]
 
 
-def debts_of(gap: Gap, nodes: Mapping[int, str], window_ns: int, only: Collection[int] | None = None) -> tuple[list[Debt], str]:
-    """Return what is owed in a gap, by tag number, and why that is not all, "" if it is. only: tags it is about, None: all."""
-    debts, clipped, back = [], False, 0
+def debts_of(
+    gap: Gap, nodes: Mapping[int, str], window_ns: int, only: Collection[int] | None = None, span: tuple[int, int] | None = None
+) -> tuple[list[Debt], str]:
+    """Return what is owed in a gap, by tag number, and why that is not all, "" if it is.
+
+    only: tags it is about, None: all. span: when a changed value can have come into being, None: not known. The history of a tag whose
+    source's time lies outside of it, or went back, cannot be placed.
+    """
+    debts, clipped, astray = [], False, 0
     for number, before_ns in sorted(gap.first_live_ns.items()):
         last = gap.last.get(number)
-        if last is None or number not in nodes or (only is not None and number not in only):
+        if last is None or number not in nodes or (only is not None and number not in only) or before_ns == last.ts_source_ns:
+            continue
+        if before_ns < last.ts_source_ns or (span and not span[0] <= before_ns <= span[1]):
+            astray += 1
             continue
         after_ns = max(last.ts_source_ns, before_ns - window_ns)
-        back += before_ns < last.ts_source_ns
         if before_ns - after_ns > 1:
             clipped |= after_ns > last.ts_source_ns
             debts.append(Debt(number, nodes[number], after_ns, before_ns))
-    return debts, "older than history_fill" if clipped else f"the source's time went back for {back} tags" if back else ""
+    wrong = f"the source's clock is wrong for {astray} tags: their history cannot be placed" if astray else ""
+    return debts, "older than history_fill" if clipped else wrong
 
 
 def pack_progress(chunk: Chunk, unserved: int) -> bytes:
@@ -98,9 +107,17 @@ def pack_progress(chunk: Chunk, unserved: int) -> bytes:
     return _PROGRESS.pack(chunk.debts[0].place, chunk.debts[-1].place, chunk.cursor_ns, unserved)
 
 
-def in_slices(debts: Sequence[Debt], size: int) -> list[list[Debt]]:
-    """Return debts in parts of `size`."""
-    return [list(debts[at : at + size]) for at in range(0, len(debts), size)]
+def in_slices(debts: Sequence[Debt], size: int, span_ns: int = 2**63) -> list[list[Debt]]:
+    """Return debts in parts of at most `size`, each within span_ns: one tag whose source lives in 1970 has no other asked from there on."""
+    out: list[list[Debt]] = []
+    since_ns = until_ns = 0
+    for debt in debts:
+        since_ns, until_ns = min(since_ns, debt.after_ns), max(until_ns, debt.before_ns)
+        if not out or len(out[-1]) == size or until_ns - since_ns > span_ns:
+            out.append([])
+            since_ns, until_ns = debt.after_ns, debt.before_ns
+        out[-1].append(debt)
+    return out
 
 
 def remaining(

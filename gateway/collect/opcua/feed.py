@@ -210,6 +210,12 @@ class Feed:
         """Return the tags a gap is about; None: all, or opened before this process began."""
         return self._concerned.get(gap.from_ns)
 
+    def span(self, gap: Gap) -> tuple[int, int] | None:
+        """Return between which times of the source a value can have changed that is new after a gap; None: the gateway's clock does not know."""
+        now, trusted = self.now()
+        skew_ns = self.settings.clock.max_skew_ns
+        return (gap.from_ns - self._slack_ns - skew_ns, now + skew_ns) if trusted else None
+
     def unseen(self, gap: Gap) -> int:
         """Return of how many tags that had values before a gap none is known after it: their first value is still to come, or refused."""
         refused = frozenset(self.subscription.refused if self.subscription else ()) - self.refused_before

@@ -13,6 +13,7 @@ What a person asks for (gateway.collect.opcua.byhand) is paid in the same way, w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from buffer.errors import CorruptError
@@ -22,7 +23,7 @@ from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.byhand import by_hand, debts_by_hand, split_progress
-from gateway.collect.opcua.debt import REACH_NS, Chunk, Debt, alike, debts_of, harvest, pack_progress, remaining
+from gateway.collect.opcua.debt import REACH_NS, SPREAD, Chunk, Debt, alike, debts_of, harvest, in_slices, pack_progress, remaining
 from gateway.collect.opcua.events import is_event
 from gateway.collect.source import Batch, GapChange, GapStep
 from gateway.errors import PlantError
@@ -118,12 +119,14 @@ class _Fill:
     # ---- what a fill by hand does otherwise ----
 
     def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], str]:
-        debts, unpaid = debts_of(self._gap, nodes, self._feed.settings.history_fill_ns, self._feed.concerned(self._gap))
-        unseen = self._feed.unseen(self._gap)
+        feed, gap = self._feed, self._gap
+        debts, unpaid = debts_of(gap, nodes, feed.settings.history_fill_ns, feed.concerned(gap), feed.span(gap))
+        unseen = feed.unseen(gap)
         return debts, unpaid or (f"{unseen} tags have no value after it" if unseen else "")
 
     def _remaining(self, debts: list[Debt], size: int) -> tuple[list[Chunk], int]:
-        return remaining(debts, self._gap.progress, size)
+        together = partial(in_slices, span_ns=SPREAD * self._feed.settings.history_fill_ns)
+        return remaining(debts, self._gap.progress, size, together)
 
     def _packed(self, chunk: Chunk, unserved: int) -> bytes:
         return pack_progress(chunk, unserved)

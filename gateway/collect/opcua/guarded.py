@@ -179,7 +179,6 @@ class GuardedProtocol(UASocketProtocol):
         future: asyncio.Future[Any] = super()._send_request(request, timeout, message_type)
         return future
 
-
     def _send_encoded(self, request: Encoded, timeout: float, message_type: Any) -> asyncio.Future[Any]:
         """Do what the method of asyncua does after encoding; layers 2 and 3 see the bytes like any other."""
         if self.transport is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import struct
@@ -13,7 +14,7 @@ import pytest
 
 from gateway.collect.clock import GatewayClock
 from gateway.collect.load import Budget
-from gateway.collect.opcua.answers import SERVICE_FAULT
+from gateway.collect.opcua.answers import SERVICE_FAULT, CreatedItem
 from gateway.collect.opcua.decode import Items
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.link import Link, first_error
@@ -101,6 +102,40 @@ async def test_a_server_that_answers_every_publish_with_a_fault_publishes_nothin
     assert isinstance(error, PlantError)
     assert "no publish" in str(error), error
     assert seconds() < 60
+
+
+class Halting(Faulty):
+    """A session whose first attempt to create items is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__(TIMEOUT)
+        self.made: list[int] = []  # subscriptions
+        self.asked = 0
+
+    async def create_subscription(self, *wanted: object) -> tuple[int, float, int]:
+        self.made.append(len(self.made) + 1)
+        return self.made[-1], 1000.0, 10
+
+    async def create_items(self, subscription: int, wishes: Sequence[object]) -> list[CreatedItem]:
+        self.asked += 1
+        if self.asked == 1:
+            raise PlantError("connection lost")
+        return [CreatedItem(0, 1, 1000.0, 10) for _ in wishes]
+
+
+async def test_a_subscription_cut_off_before_all_its_items_were_made_is_never_kept() -> None:
+    """It lives, publishes keep-alives, and would say nothing for ever."""
+    runtime, _ = quick()
+    settings = settings_for(1, 1)
+    feed = Feed(settings, runtime, GatewayClock(runtime.wall_ns(), 0, 0, 0), MemorySink(interval_s=0))
+    session, state = Halting(), SourceState()
+    for attempt in range(2):
+        link = Link(session, feed, state, Throttle(Budget(settings.load, 0), runtime), lambda kept: None)  # type: ignore[arg-type]
+        with pytest.raises(PlantError) if attempt == 0 else contextlib.nullcontext():
+            await link.prepare()
+    assert (session.made, session.asked) == ([1, 2], 2)
+    assert feed.subscription is not None
+    assert feed.subscription.id == 2
 
 
 def test_a_keep_alive_that_is_no_time_is_ours() -> None:

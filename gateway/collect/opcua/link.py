@@ -89,7 +89,11 @@ class Link:
         keep_alive_s = subscribe.keep_alive_s(settings)
         number, revised_ms, count = await self._session.create_subscription(interval_ms, keep_alive_s, LIFETIME_S, NOTIFICATIONS_MAX)
         feed.begin(Subscription(number, identity, digest, subscribe.revised_keep_alive_s(revised_ms, count)), 0)
-        await self._create_items(tuple(tag.number for tag in settings.tags))
+        try:
+            await self._create_items(tuple(tag.number for tag in settings.tags))
+        except BaseException:
+            feed.end()  # without all its items it lives, publishes, and says nothing: it is never kept
+            raise
 
     async def _keep(self, old: Subscription, identity: str, digest: str) -> bool:
         feed = self._feed

@@ -124,6 +124,9 @@ def receive_command(config: Path, verbose: bool) -> None:
 @verbose_option
 def deliver_command(config: Path, verbose: bool) -> None:
     """Fill the lake and the historians from the landing, each reading once, until stopped."""
+    from gateway import footprint
+
+    footprint.one_heap()  # before the next lines import pyarrow
     from gateway import runtime
     from gateway.config import load_site
     from gateway.deliver.service import run

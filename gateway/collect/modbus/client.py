@@ -37,6 +37,7 @@ KEEPALIVE_S: Final = 30  # idle before the first probe: stateful firewalls forge
 PROBE_S: Final = 10
 PROBES: Final = 3
 USER_TIMEOUT_MS: Final = 20_000  # unacknowledged bytes for this long end the connection
+INBOX_BYTES: Final = 512  # more than a frame; what does not fit comes with the next read
 _TRANSACTIONS: Final = 65_536
 _MBAP: Final = Framing.MBAP  # Python 3.11 looks a member up in Python
 
@@ -63,8 +64,12 @@ def _only_reads(transport: asyncio.Transport, framing: Framing, identify: bool) 
     return send
 
 
-class Connection(asyncio.Protocol):
-    """One open connection. Made by `connect`."""
+class Connection(asyncio.Protocol, asyncio.BufferedProtocol):
+    """One open connection. Made by `connect`.
+
+    asyncio's own loop takes it for a BufferedProtocol: for the other kind it asks the system for 256 KiB before each read, and gives them back
+    behind it, three calls and a page fault (13 us of 40 a request). uvloop, which does not, takes it for a Protocol.
+    """
 
     def __init__(self, framing: Framing, identify: bool) -> None:
         self._framing = framing
@@ -77,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._asked = (0, b"")  # unit and PDU of the request in flight
         self._good, self._size = b"", -1  # how its good answer begins, and how long it is: nearly always it comes in one piece
         self._answer: Answer | None = None  # one that did not
+        self._inbox = memoryview(bytearray(INBOX_BYTES))
         self._waiter: asyncio.Future[bytes] | None = None
         self._ended: EbbgateError | None = None
         self._timeout_s = 0.0
@@ -152,6 +158,14 @@ class Connection(asyncio.Protocol):
         stream = cast("asyncio.Transport", transport)  # uvloop's is one without being an instance
         self._send = _only_reads(stream, self._framing, self._identify)
         self._abort = stream.abort
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 -- an answer is short
+        """Say where to put what comes."""
+        return self._inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what came."""
+        self.data_received(bytes(self._inbox[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Feed the answer; whatever is not part of it ends the connection."""

@@ -65,7 +65,7 @@ class Soak:
 
     # ---- the site ----
 
-    def write_config(self, ports: list[int], link_port: int, receiver_port: int) -> None:
+    def write_config(self, ports: list[int], link_port: int, receiver_port: int, every_s: int = 30) -> None:
         rows = ["id,path,source,address,type,every"]
         sources = []
         for i, port in enumerate(ports):
@@ -80,7 +80,8 @@ class Soak:
         )
         (self.root / "receiver.toml").write_text(
             f'[receiver]\nname = "demo"\nlisten = "127.0.0.1:{receiver_port}"\nlanding = "landing"\ndeliver = "deliver"\nmin_free = "100 MB"\n\n'
-            '[tls]\ngateways_ca = "pki/receiver-ca.crt"\n\n[[gateway]]\nid = "demo"\nsite = "demo/plant"\n\n[lake]\npath = "lake"\nevery = "30 s"\n',
+            '[tls]\ngateways_ca = "pki/receiver-ca.crt"\n\n[[gateway]]\nid = "demo"\nsite = "demo/plant"\n\n[lake]\npath = "lake"\n'
+            f'every = "{every_s} s"\n',
             encoding="utf-8",
         )
 
@@ -150,8 +151,8 @@ class Soak:
         for name in PROCESSES:
             pid = supervisor.children[name].pid
             with contextlib.suppress(OSError, ValueError, IndexError):
-                resident, of_files = (int(pages) * PAGE_MIB for pages in Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1:3])
-                self.memory[name].append((passed / 3600, resident - of_files))
+                resident, anonymous = memory_mib(pid or 0)
+                self.memory[name].append((passed / 3600, anonymous))
                 self.resident[name] = max(round(resident, 1), self.resident.get(name, 0.0))
 
     async def _drain(self) -> None:
@@ -210,6 +211,12 @@ class Soak:
             elif step is not None:
                 holes.append((since + until) / 2)
         return doubled, holes
+
+
+def memory_mib(pid: int) -> tuple[float, float]:
+    """Return what a process holds: resident, and of that what no file backs."""
+    resident, of_files = (int(pages) * PAGE_MIB for pages in Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1:3])
+    return resident, resident - of_files
 
 
 def main() -> int:

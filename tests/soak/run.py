@@ -61,6 +61,7 @@ class Soak:
         self.cuts = 0
         self.memory: dict[str, list[tuple[float, float]]] = {name: [] for name in PROCESSES}  # hours, MiB that no file backs
         self.resident: dict[str, float] = {}  # the most, in MiB
+        self._followed: dict[str, int | None] = {}  # pid
         self.loads: list[list[int]] = []
 
     # ---- the site ----
@@ -150,6 +151,8 @@ class Soak:
     def _sample(self, supervisor: Supervisor, passed: float) -> None:
         for name in PROCESSES:
             pid = supervisor.children[name].pid
+            if self._followed.setdefault(name, pid) != pid:  # it ended though nobody killed it: what is followed begins anew
+                self._followed[name], self.memory[name] = pid, []
             with contextlib.suppress(OSError, ValueError, IndexError):
                 resident, anonymous = memory_mib(pid or 0)
                 self.memory[name].append((passed / 3600, anonymous))

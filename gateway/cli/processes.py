@@ -80,13 +80,11 @@ def collect_command(config: Path, group: str, verbose: bool) -> None:
     """
     import asyncio
 
-    from gateway import runtime
+    from gateway import apart, runtime
     from gateway.collect.service import run
-    from gateway.config import load_gateway
-    from gateway.groups import of_group
 
     def load() -> GatewaySettings:
-        return of_group(load_gateway(config), group)
+        return apart.load_gateway(config, group)
 
     asked = asyncio.Event()
     serve("collect", verbose, lambda: run(runtime.real(), load(), load, asked), asked.set, fast_loop)
@@ -124,6 +122,9 @@ def receive_command(config: Path, verbose: bool) -> None:
 @verbose_option
 def deliver_command(config: Path, verbose: bool) -> None:
     """Fill the lake and the historians from the landing, each reading once, until stopped."""
+    from gateway import footprint
+
+    footprint.one_heap()  # before the next lines import pyarrow
     from gateway import runtime
     from gateway.config import load_site
     from gateway.deliver.service import run

@@ -18,6 +18,7 @@ from buffer.reader import RingReader
 from buffer.scrub import Scrub, decode_progress, encode_progress, fresh
 from buffer.storage import PosixReadStorage, publish_file
 from buffer.tagtable import encode_table
+from gateway import footprint
 from gateway.errors import TrustError
 from gateway.trust.certs import load_certificate_key
 from gateway.trust.keys import KeyRing, load_signer
@@ -94,6 +95,7 @@ class Scrubber:
                     self._keep()
                     p = self.scrub.progress
                     self._writer.notice(NoticeKind.STORAGE, "", event="scrub ended", files=p.files, bytes=p.size_bytes, damaged=p.damaged)
+                    footprint.give_back()  # whole journals were read: 17 MiB
                 return
             if checked.problem:
                 await self._declare(checked)

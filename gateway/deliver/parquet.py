@@ -30,7 +30,6 @@ from buffer.manifest import FrameKind, format_generation
 from buffer.rows import make_rows
 from buffer.segment import arrow_table
 from buffer.storage import make_directory, publish_file, remove_file
-from gateway import footprint
 from gateway.deliver.cursor import Cursor, decode_cursor, encode_cursor
 from gateway.deliver.sink import Row, SinkError
 
@@ -52,12 +51,6 @@ COLUMNS: Final = (
 _EPOCH: Final = dt.date(1970, 1, 1)
 _DAY_US: Final = 86_400_000_000
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # years 1 and 9999: what a date in a path can say
-
-
-def use_one_heap() -> None:
-    """Have Arrow share the heap of the process: its own keeps for each thread what a piece of work took, and deliver has many threads."""
-    footprint.one_heap()
-    pa.set_memory_pool(pa.system_memory_pool())
 
 
 class FrameRows:

@@ -14,7 +14,7 @@ from buffer.errors import CorruptError, StorageFault
 from buffer.storage import PosixReadStorage, make_directory, publish_file
 from buffer.tagtable import TagTable, decode_table
 from gateway import footprint
-from gateway.deliver.parquet import LakeSink, frame_rows, use_one_heap
+from gateway.deliver.parquet import LakeSink, frame_rows
 from gateway.deliver.sink import Part, SinkError, UnreadableError, Work
 from gateway.landing import LandingReader, Record, stream_names
 from gateway.runtime import full_jitter, notify
@@ -204,7 +204,6 @@ def make_sinks(runtime: Runtime, settings: SiteSettings) -> list[tuple[Sink, flo
 
 async def run(runtime: Runtime, settings: SiteSettings) -> None:
     """Deliver until cancelled; new streams are taken up as they appear."""
-    use_one_heap()
     make_directory(settings.deliver)
     statuses: dict[str, dict[str, SinkStatus]] = {}
     readers: dict[str, LandingReader] = {}  # of the status alone: a sink that works once a minute is behind in between

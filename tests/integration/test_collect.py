@@ -466,10 +466,13 @@ def test_the_command_takes_sighup_and_holds_10_000_tags_in_100_mb(tmp_path: Path
         wait(lambda: all(one["state"] == "up" for one in read_status(box).get("sources", {"": {"state": ""}}).values()), process)  # type: ignore[attr-defined]
         wait(lambda: read_status(box)["readings"] >= 10_000, process)  # type: ignore[operator]
         wait(lambda: memory(process.pid) < 100e6, process)
-        box.configure(sources, tags.replace("t9999,s9,hr:999", "u9999,s9,hr:998"))
-        process.send_signal(signal.SIGHUP)
-        wait(lambda: b"u9999" in (tmp_path / "state" / "collect" / "_tags.json").read_bytes(), process)
-        wait(lambda: memory(process.pid) < 100e6, process)
+        for turn, kind in enumerate(("uint16", "int16", "uint16", "int16")):  # one row, then a source's every row, and again: none adds to the one before
+            changed = tags.replace("t9999,s9,hr:999", f"u{turn},s9,hr:{998 - turn}")
+            box.configure(sources, "\n".join(row.replace("uint16", kind) if ",s8," in row else row for row in changed.split("\n")))
+            process.send_signal(signal.SIGHUP)
+            wait(lambda row=f"u{turn}": f'"{row}"'.encode() in (tmp_path / "state" / "collect" / "_tags.json").read_bytes(), process)
+            wait(lambda: memory(process.pid) < 100e6, process)
+        assert "pydantic_core" not in Path(f"/proc/{process.pid}/maps").read_text(), "the configuration was read in this process"
         assert ebbgate("check", "--config", box.config, "--offline").wait(60) in (0, 1)
         process.terminate()
         assert process.wait(30) == 0

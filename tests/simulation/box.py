@@ -252,7 +252,7 @@ class Box:
             (scrubber, "PosixReadStorage", lambda root: box.disk), (service, "RingOptions", options), (service, "make_directory", lambda path: None),
             (service, "load_signer", lambda path: signer()), (scrubber, "load_signer", lambda path: signer()), (service, "retired", lambda path: []),
             (service, "publish_file", lambda path, data, durable: None), (reload, "publish_file", publish), (memory, "publish_file", publish),
-            (scrubber, "publish_file", publish), (service, "Control", lambda path, locks, generation: box.pauses), (sealer, "run_child", run_child),
+            (scrubber, "publish_file", publish), (service, "Control", lambda *arguments: box.pauses), (sealer, "run_child", run_child),
             (sources.Maker, "make", made), (hub, "open_link", open_link), (service.footprint, "one_heap", lambda: None),
             (service.footprint, "give_back", lambda: None),
         ]  # fmt: skip

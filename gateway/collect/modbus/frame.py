@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from enum import StrEnum
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from gateway.collect.guard import check_modbus_pdu
 from gateway.errors import PlantError, WriteRefused
@@ -18,8 +19,8 @@ IDENTIFY_PDU: Final = bytes([0x2B, 0x0E, 0x01, 0x00])  # basic device identifica
 _MEI: Final = 0x2B
 _ERROR: Final = 0x80
 _BITS: Final = (1, 2)
-_HEAD: Final = struct.Struct(">HHHBBB")  # MBAP header, function, bytes of data
 _MBAP: Final = struct.Struct(">HHHB")
+_QUESTIONS_KEPT: Final = 1_024  # 100 bytes each; a source asks the same few again and again
 
 
 class Framing(StrEnum):
@@ -29,7 +30,8 @@ class Framing(StrEnum):
     RTU = "rtu"
 
 
-_MBAP_FRAMING: Final = Framing.MBAP  # Python 3.11 looks a member up in Python: three times a request
+_MBAP_FRAMING: Final = Framing.MBAP  # Python 3.11 looks a member up in Python
+_LENGTHS: Final = {MBAP_BYTES + size: (size + 1).to_bytes(4, "big") for size in range(1, PDU_BYTES_MAX + 1)}  # of a frame: protocol 0, length
 
 
 class NoAnswer(PlantError):
@@ -110,7 +112,7 @@ def check_wire(framing: Framing, wire: bytes, identify: bool) -> None:
     """Raise WriteRefused unless these bytes are exactly one frame around one allowed PDU: the last check before the socket."""
     if framing is _MBAP_FRAMING:
         pdu = wire[MBAP_BYTES:]
-        whole = len(wire) > MBAP_BYTES and wire[2:6] == (len(pdu) + 1).to_bytes(4, "big")
+        whole = wire[2:6] == _LENGTHS.get(len(wire))
     else:
         pdu = wire[1:-2]
         whole = len(wire) > 3 and wire[-2:] == struct.pack("<H", crc16(wire[:-2]))  # noqa: PLR2004 -- unit, function, CRC
@@ -119,10 +121,28 @@ def check_wire(framing: Framing, wire: bytes, identify: bool) -> None:
     check_modbus_pdu(pdu, identify)
 
 
+class Question(NamedTuple):
+    """What of a request on Modbus TCP is the same each time it is asked: everything behind the transaction number."""
+
+    wire: bytes
+    answer: bytes  # what a good answer begins with
+    size: int  # bytes of a good answer, whole; -1: it says so itself
+
+
+@lru_cache(_QUESTIONS_KEPT)
+def question(unit: int, pdu: bytes) -> Question:
+    """Return what is sent and expected of this PDU. Checks nothing."""
+    wire = wrap(_MBAP_FRAMING, 0, unit, pdu)[2:]
+    if pdu[0] == _MEI:
+        return Question(wire, b"", -1)
+    data = data_bytes(pdu)
+    return Question(wire, wrap(_MBAP_FRAMING, 0, unit, bytes([pdu[0], data & 0xFF]) + bytes(data))[2 : MBAP_BYTES + 2], MBAP_BYTES + 2 + data)
+
+
 class Answer:
     """Collects the answer to one request, byte by byte if need be; holds at most one frame."""
 
-    __slots__ = ("_buffer", "_framing", "_head", "_request", "_size", "_transaction", "_unit")
+    __slots__ = ("_buffer", "_framing", "_request", "_transaction", "_unit")
 
     def __init__(self, framing: Framing, transaction: int, unit: int, request: bytes) -> None:
         self._framing = framing
@@ -130,20 +150,12 @@ class Answer:
         self._unit = unit
         self._request = request
         self._buffer = b""
-        self._size = -1  # of the good answer, whole; -1: not known
-        self._head = b""  # what it begins with
-        if framing is _MBAP_FRAMING and (function := request[0]) != _MEI:
-            data = data_bytes(request)
-            self._size = MBAP_BYTES + 2 + data
-            self._head = _HEAD.pack(transaction, 0, 3 + data, unit, function, data & 0xFF)
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; return the PDU when it is whole, None while it is not.
 
         Raise BadAnswer for anything that cannot become our answer (also bytes behind it), Refused for an exception.
         """
-        if len(data) == self._size and not self._buffer and data.startswith(self._head):
-            return data[MBAP_BYTES:]  # exactly what was asked for, in one piece: nearly always
         self._buffer += data
         length = self._mbap_length() if self._framing is _MBAP_FRAMING else self._rtu_length()
         if length is None or len(self._buffer) < length:

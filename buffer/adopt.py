@@ -52,6 +52,12 @@ def ask(stream: str, journal: JournalFacts, run: Run, public_keys: Sequence[byte
     )
 
 
+def find(closed: Sequence[JournalFacts], request: SealRequest) -> tuple[JournalFacts | None, Run | None]:
+    """Return what a request is about, None where it was evicted. Looks at copies of the lists: another thread may commit."""
+    journal = next((j for j in list(closed) if j.name.path == request.journals[0]), None)
+    return journal, next((r for r in list(journal.runs) if r.first_block == request.first_block), None) if journal else None
+
+
 def check_parts(run: Run, parts: Sequence[SealedPart]) -> None:
     """Raise CorruptError unless the parts are exactly the run, in order, each of whole blocks, chained."""
     ends = [(run.first_block, run.first_seq), *((p.last_block + 1, p.first_seq + p.count) for p in parts)]

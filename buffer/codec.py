@@ -30,6 +30,7 @@ Decimal is used only where m / 10**p gives the same 64 bits, so NaN payloads and
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -56,8 +57,10 @@ _MANTISSA_MAX: Final = float(2**53)
 _PROBE: Final = 256  # values looked at to choose the exponent
 _STAMPS_PROBED: Final = 16  # stamps looked at to choose the unit
 _SMALL: Final = 4_096  # doubles
+_TABLE_SMALL_BYTES: Final = 4_096  # of texts, kept with what they were packed to
 _DECIMAL_SHARE_MIN: Final = 0.2  # below, splitting does not pay for the column that says which
 _U32: Final = 4
+_U16_MAX: Final = 2**16 - 1
 _KINDS: Final = len(Kind)
 _OF_DOUBLE, _OF_INT, _OF_BOOL, _OF_TEXT, _OF_UINT, _OF_BYTES, _OF_NULL = (int(kind) for kind in Kind)  # numpy compares enums slowly
 
@@ -80,9 +83,9 @@ def encode(columns: Columns, *, fast: bool = False) -> bytes:
     pack = _Packer(fast, _is_consecutive(columns.tag.take(order)))
     kind = columns.kind.take(order)
     entries: list[Entry] = [(TAG, 0, pack.places(columns.tag)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
-    if columns.quality.any():
+    if np.count_nonzero(columns.quality):  # half of what any() takes
         entries.append((QUALITY, 0, pack.runs(columns.quality.take(order))))
-    if columns.flags.any():
+    if np.count_nonzero(columns.flags):
         entries.append((FLAGS, 0, pack.runs(columns.flags.take(order))))
     entries += _values(pack, kind, columns.values.take(order), columns.texts)
     if columns.ts_source_ns is not None:
@@ -129,7 +132,7 @@ class _Packer:
 
 def _tag_order(tag: NDArray[np.uint32]) -> NDArray[np.intp]:
     """Return the stable argsort; of 16 bits, where they suffice, because that is a radix sort."""
-    return np.argsort(tag.astype(np.uint16) if tag.max() <= np.iinfo(np.uint16).max else tag, kind="stable")
+    return (tag.astype(np.uint16) if tag.max() <= _U16_MAX else tag).argsort(kind="stable")
 
 
 def _is_consecutive(sorted_tag: NDArray[np.uint32]) -> bool:
@@ -157,23 +160,25 @@ def _timestamps(pack: _Packer, ts: NDArray[np.int64]) -> Entry:
 
 def _values(pack: _Packer, kind: NDArray[np.uint8], values: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
     entries: list[Entry] = []
-    present = np.bincount(kind, minlength=_KINDS).tolist()
-    invariant(len(present) == _KINDS, "a reading has an unknown kind")
-    if present[_OF_DOUBLE]:
-        entries += _doubles(pack, values[kind == _OF_DOUBLE])
-    if present[_OF_INT] or present[_OF_UINT]:
-        integers = values[(kind == _OF_INT) | (kind == _OF_UINT)]
+    invariant(int(kind.max()) < _KINDS, "a reading has an unknown kind")
+    raw = kind.tobytes()  # a search for a byte is a tenth of a count
+
+    def of(*kinds: int) -> NDArray[np.uint64] | None:
+        there = [kind == one for one in kinds if one in raw]
+        return values[there[0] if len(there) == 1 else there[0] | there[1]] if there else None
+
+    if (doubles := of(_OF_DOUBLE)) is not None:
+        entries += _doubles(pack, doubles)
+    if (integers := of(_OF_INT, _OF_UINT)) is not None:
         entries.append((INTEGER, 0, pack.numbers(integers.view(np.int64), pack.order)))
-    if present[_OF_BOOL]:
-        booleans = values[kind == _OF_BOOL]
+    if (booleans := of(_OF_BOOL)) is not None:
         invariant(int(booleans.max()) <= 1, "a boolean is neither 0 nor 1")
         entries.append((BOOLEAN, 0, pack_bytes(np.packbits(booleans.astype(np.uint8)).tobytes())))
-    if present[_OF_TEXT] or present[_OF_BYTES]:
-        indexes = values[(kind == _OF_TEXT) | (kind == _OF_BYTES)]
+    if (indexes := of(_OF_TEXT, _OF_BYTES)) is not None:
         invariant(int(indexes.max()) < len(texts), "a text index points beyond texts")
         entries += _texts(pack, indexes, texts)
-    if present[_OF_NULL]:
-        invariant(not values[kind == _OF_NULL].any(), "a reading without a value has bits")
+    if (nulls := of(_OF_NULL)) is not None:
+        invariant(not nulls.any(), "a reading without a value has bits")
     return entries
 
 
@@ -241,8 +246,15 @@ def _texts(pack: _Packer, indexes: NDArray[np.uint64], texts: tuple[str, ...]) -
     table: dict[bytes, int] = {}
     place = np.zeros(int(used[-1]) + 1, np.uint32)
     place[used] = [table.setdefault(_utf8(texts[i]), len(table)) for i in used.tolist()]
-    lengths = struct.pack(f"<{1 + len(table)}I", len(table), *map(len, table))
-    return [(TEXT, 0, pack.numbers(place[index], pack.order)), (TEXTS, 0, pack_bytes(lengths + b"".join(table)))]
+    whole = struct.pack(f"<{1 + len(table)}I", len(table), *map(len, table)) + b"".join(table)
+    packed = _pack_again(whole) if len(whole) <= _TABLE_SMALL_BYTES else pack_bytes(whole)
+    return [(TEXT, 0, pack.numbers(place[index], pack.order)), (TEXTS, 0, packed)]
+
+
+@lru_cache(maxsize=16)
+def _pack_again(table: bytes) -> Packed:
+    """States of machines: the same few texts in nearly every block."""
+    return pack_bytes(table)
 
 
 # ---- decode ----

@@ -21,7 +21,7 @@ from errno import ENOSPC
 from typing import TYPE_CHECKING, Final
 
 from buffer import layout, limits
-from buffer.adopt import ask, publish
+from buffer.adopt import ask, find, publish
 from buffer.cut import Chain, Gaps, Pending, cut, group
 from buffer.errors import StorageFault, invariant
 from buffer.frame import payload_digest, seal_frame
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from buffer.last import Known
     from buffer.layout import SegmentName
     from buffer.manifest import Loss
-    from buffer.recovery import JournalFacts, Run
     from buffer.seal import SealRequest, SealResult
     from buffer.storage import Storage
     from buffer.types import Columns
@@ -311,20 +310,15 @@ class Ring:
 
     def publish_sealed(self, request: SealRequest, result: SealResult) -> Published:
         """Check, sign and publish what the child made, beside commits; the result goes to `admit`."""
-        _, run = self._asked(request)
+        _, run = find(self._journals.closed, request)
         return publish(self._storage, self._signer, request, run, result.parts, self.state)
-
-    def _asked(self, request: SealRequest) -> tuple[JournalFacts | None, Run | None]:
-        """Return what a request is about, None where it was evicted. Copies: another thread may commit."""
-        journal = next((j for j in list(self._journals.closed) if j.name.path == request.journals[0]), None)
-        return journal, next((r for r in list(journal.runs) if r.first_block == request.first_block), None) if journal is not None else None
 
     def admit(self, request: SealRequest, published: Published, now: Instant) -> list[SegmentName]:
         """Count what was published, then write `last`. Raise CorruptError, StorageFault: what is left of the journal stays what it was.
 
         No names where the journal was evicted meanwhile: the segments stand below `low` then, and go with the next `make_room`.
         """
-        journal, run = self._asked(request)
+        journal, run = find(self._journals.closed, request)
         for part, name, cose_bytes in published.parts:
             if run is not None:
                 run.first_block, run.first_seq = part.last_block + 1, part.first_seq + part.count

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import operator
 import os
 import platform
@@ -165,7 +166,7 @@ def ratio(ours: Sequence[Sample], theirs: Sequence[Sample], what: Callable[[Samp
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the value below which `share` (0..1) of the values lie, nearest rank."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def process_cpu_s(pid: int) -> float:

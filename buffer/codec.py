@@ -30,13 +30,15 @@ Decimal is used only where m / 10**p gives the same 64 bits, so NaN payloads and
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from buffer import limits
 from buffer.errors import CorruptError, invariant
-from buffer.packing import Packed, pack_bytes, pack_floats, pack_numbers, pack_places, pack_plain, pack_runs, unpack_bytes, unpack_numbers
+from buffer.packing import Packed, pack_bytes, unpack_bytes, unpack_numbers
+from buffer.shape import Packer, shape_of, tag_order
 from buffer.types import Columns, Kind, empty_columns, take
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ _MANTISSA_MAX: Final = float(2**53)
 _PROBE: Final = 256  # values looked at to choose the exponent
 _STAMPS_PROBED: Final = 16  # stamps looked at to choose the unit
 _SMALL: Final = 4_096  # doubles
+_TABLE_SMALL_BYTES: Final = 4_096  # of texts, kept with what they were packed to
 _DECIMAL_SHARE_MIN: Final = 0.2  # below, splitting does not pay for the column that says which
 _U32: Final = 4
 _KINDS: Final = len(Kind)
@@ -76,13 +79,12 @@ def encode(columns: Columns, *, fast: bool = False) -> bytes:
     if n == 0:
         return b""
     invariant(n <= limits.BLOCK_READINGS_MAX, "more readings than a block holds: use encode_blocks")
-    order = _tag_order(columns.tag)
-    pack = _Packer(fast, _is_consecutive(columns.tag.take(order)))
-    kind = columns.kind.take(order)
-    entries: list[Entry] = [(TAG, 0, pack.places(columns.tag)), _timestamps(pack, columns.ts_ns), (KIND, 0, pack.runs(kind))]
-    if columns.quality.any():
+    shape = shape_of(columns, fast)
+    pack, order, kind = shape.pack, shape.order, shape.kind
+    entries: list[Entry] = [(TAG, 0, shape.tags), _timestamps(pack, columns.ts_ns), (KIND, 0, shape.kinds)]
+    if np.count_nonzero(columns.quality):  # half of what any() takes
         entries.append((QUALITY, 0, pack.runs(columns.quality.take(order))))
-    if columns.flags.any():
+    if np.count_nonzero(columns.flags):
         entries.append((FLAGS, 0, pack.runs(columns.flags.take(order))))
     entries += _values(pack, kind, columns.values.take(order), columns.texts)
     if columns.ts_source_ns is not None:
@@ -107,36 +109,6 @@ def encode_blocks(columns: Columns) -> Iterator[tuple[Columns, bytes]]:
     yield from encode_blocks(take(columns, n // 2, n))
 
 
-class _Packer:
-    """How the columns of one block are packed: fast or small, and whether readings of one tag follow each other."""
-
-    def __init__(self, fast: bool, consecutive: bool) -> None:
-        self.fast = fast
-        self.order = int(consecutive)
-
-    def numbers(self, data: NDArray[Any], order: int | None) -> Packed:
-        return pack_plain(data) if self.fast else pack_numbers(data, order)
-
-    def floats(self, data: NDArray[Any], *, search: bool = True) -> Packed:
-        return pack_plain(data) if self.fast else pack_floats(data, self.order, search=search)
-
-    def places(self, data: NDArray[Any]) -> Packed:
-        return pack_plain(data) if self.fast else pack_places(data)
-
-    def runs(self, data: NDArray[Any]) -> Packed:
-        return pack_plain(data) if self.fast else pack_runs(data, self.order)
-
-
-def _tag_order(tag: NDArray[np.uint32]) -> NDArray[np.intp]:
-    """Return the stable argsort; of 16 bits, where they suffice, because that is a radix sort."""
-    return np.argsort(tag.astype(np.uint16) if tag.max() <= np.iinfo(np.uint16).max else tag, kind="stable")
-
-
-def _is_consecutive(sorted_tag: NDArray[np.uint32]) -> bool:
-    """Say whether most readings follow one of the same tag: then a value is best told by its difference."""
-    return 2 * int(np.count_nonzero(sorted_tag[1:] == sorted_tag[:-1])) >= len(sorted_tag)
-
-
 def _texts_fit(columns: Columns) -> bool:
     if not columns.texts or _U32 * sum(map(len, columns.texts)) + _U32 * len(columns.texts) <= TEXT_TABLE_BYTES_MAX:
         return True  # at most 4 bytes a character
@@ -144,7 +116,7 @@ def _texts_fit(columns: Columns) -> bool:
     return sum(_U32 + len(_utf8(columns.texts[int(i)])) for i in used) <= TEXT_TABLE_BYTES_MAX
 
 
-def _timestamps(pack: _Packer, ts: NDArray[np.int64]) -> Entry:
+def _timestamps(pack: Packer, ts: NDArray[np.int64]) -> Entry:
     probe = ts[:: max(1, len(ts) // _STAMPS_PROBED)].tolist()
     for exponent in _UNITS[:-1]:
         unit = 10**exponent
@@ -155,29 +127,31 @@ def _timestamps(pack: _Packer, ts: NDArray[np.int64]) -> Entry:
     return (TS, 0, pack.numbers(ts, 1))
 
 
-def _values(pack: _Packer, kind: NDArray[np.uint8], values: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
+def _values(pack: Packer, kind: NDArray[np.uint8], values: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
     entries: list[Entry] = []
-    present = np.bincount(kind, minlength=_KINDS).tolist()
-    invariant(len(present) == _KINDS, "a reading has an unknown kind")
-    if present[_OF_DOUBLE]:
-        entries += _doubles(pack, values[kind == _OF_DOUBLE])
-    if present[_OF_INT] or present[_OF_UINT]:
-        integers = values[(kind == _OF_INT) | (kind == _OF_UINT)]
+    invariant(int(kind.max()) < _KINDS, "a reading has an unknown kind")
+    raw = kind.tobytes()  # a search for a byte is a tenth of a count
+
+    def of(*kinds: int) -> NDArray[np.uint64] | None:
+        there = [kind == one for one in kinds if one in raw]
+        return values[there[0] if len(there) == 1 else there[0] | there[1]] if there else None
+
+    if (doubles := of(_OF_DOUBLE)) is not None:
+        entries += _doubles(pack, doubles)
+    if (integers := of(_OF_INT, _OF_UINT)) is not None:
         entries.append((INTEGER, 0, pack.numbers(integers.view(np.int64), pack.order)))
-    if present[_OF_BOOL]:
-        booleans = values[kind == _OF_BOOL]
+    if (booleans := of(_OF_BOOL)) is not None:
         invariant(int(booleans.max()) <= 1, "a boolean is neither 0 nor 1")
         entries.append((BOOLEAN, 0, pack_bytes(np.packbits(booleans.astype(np.uint8)).tobytes())))
-    if present[_OF_TEXT] or present[_OF_BYTES]:
-        indexes = values[(kind == _OF_TEXT) | (kind == _OF_BYTES)]
+    if (indexes := of(_OF_TEXT, _OF_BYTES)) is not None:
         invariant(int(indexes.max()) < len(texts), "a text index points beyond texts")
         entries += _texts(pack, indexes, texts)
-    if present[_OF_NULL]:
-        invariant(not values[kind == _OF_NULL].any(), "a reading without a value has bits")
+    if (nulls := of(_OF_NULL)) is not None:
+        invariant(not nulls.any(), "a reading without a value has bits")
     return entries
 
 
-def _doubles(pack: _Packer, bits: NDArray[np.uint64]) -> list[Entry]:
+def _doubles(pack: Packer, bits: NDArray[np.uint64]) -> list[Entry]:
     floats = bits.view(np.float64)
     if len(bits) <= _SMALL:  # the sample would be half of them: what most plants send is tried on all at once
         mantissas, fits = _mantissas(bits, _DECIMALS[0])
@@ -235,14 +209,21 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def _texts(pack: _Packer, indexes: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
+def _texts(pack: Packer, indexes: NDArray[np.uint64], texts: tuple[str, ...]) -> list[Entry]:
     index = indexes.view(np.int64)  # below len(texts)
     used = np.flatnonzero(np.bincount(index))
     table: dict[bytes, int] = {}
     place = np.zeros(int(used[-1]) + 1, np.uint32)
     place[used] = [table.setdefault(_utf8(texts[i]), len(table)) for i in used.tolist()]
-    lengths = struct.pack(f"<{1 + len(table)}I", len(table), *map(len, table))
-    return [(TEXT, 0, pack.numbers(place[index], pack.order)), (TEXTS, 0, pack_bytes(lengths + b"".join(table)))]
+    whole = struct.pack(f"<{1 + len(table)}I", len(table), *map(len, table)) + b"".join(table)
+    packed = _pack_again(whole) if len(whole) <= _TABLE_SMALL_BYTES else pack_bytes(whole)
+    return [(TEXT, 0, pack.numbers(place[index], pack.order)), (TEXTS, 0, packed)]
+
+
+@lru_cache(maxsize=16)
+def _pack_again(table: bytes) -> Packed:
+    """States of machines: the same few texts in nearly every block."""
+    return pack_bytes(table)
 
 
 # ---- decode ----
@@ -259,7 +240,7 @@ def decode(payload: bytes | memoryview, count: int) -> Columns:
     tag = body.numbers(TAG, np.uint32, count)
     exponent = body.parameter(TS, _UNITS)
     ts = body.numbers(TS, np.int64, count) * np.int64(10**exponent)
-    order = _tag_order(tag)
+    order = tag_order(tag)
     kind = body.numbers(KIND, np.uint8, count)
     if int(kind.max()) > _OF_NULL:
         raise CorruptError("payload: unknown kind of value")

@@ -73,6 +73,11 @@ def encode_cbor(value: Any) -> bytes:  # noqa: ANN401 -- CBOR is untyped by natu
     return cbor2.dumps(value, canonical=True)
 
 
+def encode_sorted(value: Any) -> bytes:  # noqa: ANN401
+    """Return the same for a value without floats and sets whose maps have their keys in order, in half the time."""
+    return cbor2.dumps(value)
+
+
 def decode_cbor(data: bytes) -> Any:  # noqa: ANN401
     """Return the one item in `data`; raise CorruptError unless `data` is exactly its deterministic encoding.
 
@@ -93,7 +98,7 @@ def decode_cbor(data: bytes) -> Any:  # noqa: ANN401
 
 def to_be_signed(protected: bytes, payload: bytes) -> bytes:
     """Return the Sig_structure of RFC 9052 section 4.4 without external data."""
-    return encode_cbor(["Signature1", protected, b"", payload])
+    return encode_sorted(["Signature1", protected, b"", payload])
 
 
 def sign1(signer: Signer, payload: bytes) -> bytes:
@@ -111,7 +116,7 @@ def signed(signer: Signer, payload: bytes) -> tuple[bytes, Sign1]:
     protected = _protected(signer.algorithm, signer.key_id)
     covered = to_be_signed(protected, payload)
     signature = signer.sign(covered)
-    message = _SIGN1 + encode_cbor([protected, {}, payload, signature])
+    message = _SIGN1 + encode_sorted([protected, {}, payload, signature])
     return message, Sign1(signer.key_id, signer.algorithm, payload, covered, signature)
 
 

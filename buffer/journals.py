@@ -47,7 +47,7 @@ class Journals:
     def __init__(self, storage: Storage, stream: str, journal_bytes: int, reserve_bytes: int, salts: Callable[[], int]) -> None:
         self._storage = storage
         self._stream = stream
-        self._journal_bytes = journal_bytes
+        self.journal_bytes = journal_bytes
         self._reserve_bytes = reserve_bytes
         self._slack_bytes = reserve_bytes // 2
         self.reserve_file_bytes = PAGE + 2 * RECORD_BYTES + reserve_bytes + self._slack_bytes  # two: the commit that waits for the record too
@@ -70,7 +70,7 @@ class Journals:
         for number in sorted(free):
             self._next_free = number + 1
             path = layout.free_journal(number)
-            if self._storage.size(path) == self._journal_bytes and len(self.free) < limits.JOURNAL_POOL_FILES_MAX:
+            if self._storage.size(path) == self.journal_bytes and len(self.free) < limits.JOURNAL_POOL_FILES_MAX:
                 self.free.append(number)
             else:
                 self._dead[path] = 0
@@ -91,7 +91,7 @@ class Journals:
 
         Where the disk is full and no journal is open, a small one must do.
         """
-        size = max(self._journal_bytes, PAGE + need_bytes + self._reserve_bytes)
+        size = max(self.journal_bytes, PAGE + need_bytes + self._reserve_bytes)
         try:
             active = self._create(first_seq, first_block, size, now_ns)
         except StorageFault as fault:
@@ -103,8 +103,8 @@ class Journals:
 
     def wanted_bytes(self, need_bytes: int) -> int:
         """Return what the disk must have free for the reserve journal, if it is not there, and a journal for a commit of need_bytes, if any."""
-        size = max(self._journal_bytes, PAGE + need_bytes + self._reserve_bytes)
-        recycled = not need_bytes or (bool(self.free) and size == self._journal_bytes)
+        size = max(self.journal_bytes, PAGE + need_bytes + self._reserve_bytes)
+        recycled = not need_bytes or (bool(self.free) and size == self.journal_bytes)
         return (0 if recycled else size + PAGE) + (0 if self.reserve else self.reserve_file_bytes + PAGE)
 
     def keep_reserve(self) -> bool:
@@ -133,10 +133,15 @@ class Journals:
         self.active = active
         return True
 
+    def new_number(self) -> int:
+        """Return a number for a file of the pool, given once."""
+        number, self._next_free = self._next_free, self._next_free + 1
+        return number
+
     def _create(self, first_seq: int, first_block: int, size: int, now_ns: int, recycled: str | None = None) -> Active:
         name = JournalName(self.generation, first_seq, self._serial)
         self._serial += 1  # also after a failure: a name is used once
-        if recycled is None and self.free and size == self._journal_bytes:
+        if recycled is None and self.free and size == self.journal_bytes:
             recycled = layout.free_journal(self.free.pop())
         header = JournalHeader(self._stream, self.generation, first_seq, first_block, name.serial, self._salts())
         try:
@@ -228,8 +233,8 @@ class Journals:
         """Have a closed journal no more: recycled, or removed."""
         self.closed.remove(journal)
         room = len(self.free) < limits.JOURNAL_POOL_FILES_MAX
-        if pool and room and not journal.poisoned and journal.size_bytes == self._journal_bytes:
-            number, self._next_free = self._next_free, self._next_free + 1
+        if pool and room and not journal.poisoned and journal.size_bytes == self.journal_bytes:
+            number = self.new_number()
             with contextlib.suppress(StorageFault):
                 self._storage.rename(journal.name.path, layout.free_journal(number))
                 self.free.append(number)
@@ -240,7 +245,7 @@ class Journals:
     def shrink_pool(self) -> bool:
         """Remove one waiting file, not the last one; say whether there was one."""
         if len(self.free) > 1:
-            self._dead[layout.free_journal(self.free.pop())] = self._journal_bytes
+            self._dead[layout.free_journal(self.free.pop())] = self.journal_bytes
             self.bury()
             return True
         return False
@@ -255,7 +260,7 @@ class Journals:
     def usage_bytes(self) -> int:
         """Return what journal/ takes."""
         active = self.active.facts.size_bytes if self.active is not None else 0
-        waiting = len(self.free) * self._journal_bytes + self.reserve * self.reserve_file_bytes
+        waiting = len(self.free) * self.journal_bytes + self.reserve * self.reserve_file_bytes
         return active + sum(j.size_bytes for j in self.closed) + waiting + sum(self._dead.values())
 
     def close(self) -> None:

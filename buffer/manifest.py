@@ -39,7 +39,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from buffer import limits
-from buffer.cose import decode_cbor, encode_cbor
+from buffer.cose import decode_cbor, encode_sorted
 from buffer.errors import CorruptError
 
 _DIGEST_BYTES: Final = 32
@@ -187,7 +187,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     fields: dict[int, Any] = {1: int(m.kind), 2: m.stream, 3: m.payload_sha256, 4: m.payload_length}
     if m.kind == FrameKind.OBJECT:
         fields[15] = int(m.object_type or 0)
-        return encode_cbor(fields)
+        return encode_sorted(fields)
     fields |= {
         5: m.generation,
         6: [m.first_block, m.last_block],
@@ -199,14 +199,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
         fields[10] = m.chain_after
     else:
         fields[11] = m.arrival_ns
-        fields[12] = dict(m.positions)
+        fields[12] = dict(sorted(m.positions))
         if m.fill is not None:
             fields[13] = list(m.fill)
-        if m.more:
-            fields[16] = True
     if m.state is not None:
         fields[14] = encode_state(m.state)
-    return encode_cbor(fields)
+    if m.more:
+        fields[16] = True
+    return encode_sorted(fields)
 
 
 # ---- decoding: every field checked for type and range before anybody sees it ----

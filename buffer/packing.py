@@ -30,7 +30,8 @@ RAW, ZSTD, PCODEC, RUNS, RUNS_ZSTD = range(5)
 ZSTD_SMALL_BYTES: Final = 96  # below, a zstandard frame costs more than it saves
 FEW_RUNS: Final = 16  # below, runs are smaller than anything else
 MANY_RUNS: Final = 4  # readings a run; below, pcodec is smaller
-SMALL_ENOUGH: Final = 8  # readings a byte of runs: what pcodec could still save is not worth its time
+SMALL_ENOUGH: Final = 8  # readings a byte: what pcodec could still save is not worth its time
+PLAIN_MIN: Final = 2_048  # bytes; from there on zstandard makes of them what it makes of their runs, which take twice the time
 SEARCH_SUFFICES: Final = 512  # numbers; below, pcodec looks at enough of them
 SEQUENCES_MIN: Final = 16_384  # numbers; below, each sequence was seen too seldom
 SEQUENCES_SHORT: Final = 16  # numbers a byte: pcodec is no smaller, and takes fifteen times as long
@@ -85,6 +86,10 @@ def pack_runs(data: NDArray[Any], order: int) -> Packed:
     """Return a column that seldom changes."""
     changes = np.flatnonzero(data[1:] != data[:-1])
     number = len(changes) + 1
+    if number > FEW_RUNS and len(data) >= PLAIN_MIN and data.dtype == np.uint8:
+        plain = pack_bytes(data.tobytes())
+        if len(plain[1]) * SMALL_ENOUGH <= len(data):
+            return plain
     if number > FEW_RUNS and number * MANY_RUNS > len(data):
         return pack_numbers(_widened(data), order)
     bounds = np.empty(number + 1, np.int64)

@@ -1,4 +1,5 @@
-"""The ring of one stream: the passive writer. No thread, timer, clock, randomness or key; one caller at a time (but `known`).
+"""The ring of one stream: the passive writer. No thread, timer, clock, randomness or key; one caller at a time (but for `known`,
+`publish_sealed` and `spare.make`, which may be called while another thread is in any other method).
 
 Order of durability of a commit: encode, chain, sign, pwrite, fdatasync, then `durable`. When `commit` returns, what was appended
 survives kill -9, an OS crash and a power cut (G1). After a failed sync the same blocks go, byte for byte, to a new journal under
@@ -20,7 +21,7 @@ from errno import ENOSPC
 from typing import TYPE_CHECKING, Final
 
 from buffer import layout, limits
-from buffer.adopt import ask, check_parts, publish_part
+from buffer.adopt import ask, find, publish
 from buffer.cut import Chain, Gaps, Pending, cut, group
 from buffer.errors import StorageFault, invariant
 from buffer.frame import payload_digest, seal_frame
@@ -32,6 +33,7 @@ from buffer.room import Room
 from buffer.seal import with_root
 from buffer.singly import Singly
 from buffer.space import Space
+from buffer.spare import Spare
 from buffer.state import account
 from buffer.tagtable import decode_table
 from buffer.terms import Committed, Counters, Info, Instant, RingOptions
@@ -39,6 +41,7 @@ from buffer.terms import Committed, Counters, Info, Instant, RingOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from buffer.adopt import Published
     from buffer.cose import Signer, Verifier
     from buffer.cut import Built, Cut, GapChange
     from buffer.last import Known
@@ -65,6 +68,7 @@ class Ring:
         self._holdings = Holdings(storage, found.segments)
         self._room = Room(self._journals, self._holdings, found.last, options.max_bytes)
         self._space = Space(storage, self._journals, self._room)
+        self.spare = Spare(storage, self._journals, self._room)
         self.last = found.last
         self.state: StateRecord | None = found.state  # of the newest committed block
         self.counters = Counters(events=found.events)
@@ -301,33 +305,35 @@ class Ring:
         self.tell(f"{request.journals[0]}: not sealed: {reason}")
 
     def adopt(self, request: SealRequest, result: SealResult, now: Instant) -> list[SegmentName]:
-        """Check, sign and publish what the child made, then `last`. Raise CorruptError, StorageFault: the journal stays what it was.
+        """Publish what the child made, and count it: `publish_sealed` and `admit` at once, for whoever commits nothing meanwhile."""
+        return self.admit(request, self.publish_sealed(request, result), now)
 
-        Returns no names where the journal was evicted meanwhile.
+    def publish_sealed(self, request: SealRequest, result: SealResult) -> Published:
+        """Check, sign and publish what the child made, beside commits; the result goes to `admit`."""
+        _, run = find(self._journals.closed, request)
+        return publish(self._storage, self._signer, request, run, result.parts, self.state)
+
+    def admit(self, request: SealRequest, published: Published, now: Instant) -> list[SegmentName]:
+        """Count what was published, then write `last`. Raise CorruptError, StorageFault: what is left of the journal stays what it was.
+
+        No names where the journal was evicted meanwhile: the segments stand below `low` then, and go with the next `make_room`.
         """
-        names: list[SegmentName] = []
-        journal = next((j for j in self._journals.closed if j.name.path == request.journals[0]), None)
-        run = next((r for r in journal.runs if r.first_block == request.first_block), None) if journal is not None else None
-        try:
-            if journal is None or run is None:
-                return []
-            check_parts(run, result.parts)
-            for part in result.parts:
-                name, cose_bytes = publish_part(self._storage, self._signer, request, part, self.state)
+        journal, run = find(self._journals.closed, request)
+        for part, name, cose_bytes in published.parts:
+            if run is not None:
                 run.first_block, run.first_seq = part.last_block + 1, part.first_seq + part.count
-                self._holdings.add_segment(name, part.length, cose_bytes)
-                self.counters.sealed += 1
-                self.counters.sealed_readings += part.count
-                self.counters.sealed_bytes += part.length + cose_bytes
-                names.append(name)
-            journal.runs.remove(run)
-            journal.sealed_at_ns = now.monotonic_ns
-        finally:
-            with contextlib.suppress(StorageFault):
-                for part in result.parts[len(names) :]:
-                    remove(self._storage, part.path)
+            self._holdings.add_segment(name, part.length, cose_bytes)
+            self.counters.sealed += 1
+            self.counters.sealed_readings += part.count
+            self.counters.sealed_bytes += part.length + cose_bytes
+        if published.fault is not None:
+            raise published.fault
+        if journal is None or run is None:
+            return []
+        journal.runs.remove(run)
+        journal.sealed_at_ns = now.monotonic_ns
         self.counters.bytes_written += self._room.publish_last()
-        return names
+        return [name for _, name, _ in published.parts]
 
     # ---- space ----
 

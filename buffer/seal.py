@@ -1,6 +1,6 @@
 """What collect asks of the sealing child, and what comes back: two JSON lines over its stdin and stdout. No pyarrow here.
 
-The child (`python -m buffer.segment`) reads a journal, writes Parquet to a temporary file and signs nothing; collect hashes,
+The child (`python -m buffer.sealing`) reads a journal, writes Parquet to a temporary file and signs nothing; collect hashes,
 signs and publishes (`Ring.adopt`).
 """
 

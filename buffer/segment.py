@@ -1,4 +1,4 @@
-"""The sealing child: a journal in, checked Parquet files out. `python -m buffer.segment`, one request on stdin, one result on stdout.
+"""The sealing child: a journal in, checked Parquet files out. `python -m buffer.sealing`, one request on stdin, one result on stdout.
 
 The only importer of pyarrow in `buffer`, so that collect never carries it. It checks CRC, digest, chain and signature of every block
 before; reads the file back past the page cache and compares every row with the journal after; and leaves a temporary file: it
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import resource
 import sys
 from pathlib import Path
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from buffer.frame import Frame
 
 MEMORY_BYTES_MAX: Final = 3 * 1024**3  # address space; a million readings peak near 0.5 GB resident
-NICE: Final = 19
 NS_PER_US: Final = 1000
 # zstandard forgets at the end of a page: tags that share their stamps must stand in one. With pages of 1, 2 and 4 MiB the synthetic plant takes
 # 1.98, 1.67 and 1.54 bytes per reading; one tag and one hour cost 57, 70 and 78 ms of CPU. The ring lasts a quarter longer, so 4.
@@ -362,7 +360,6 @@ def _same_texts(column: pa.ChunkedArray, wanted: NDArray[np.bool_], columns: Col
 
 def main() -> None:
     """Serve one request."""
-    os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     pa.set_cpu_count(1)
     try:
@@ -371,6 +368,3 @@ def main() -> None:
         result = SealResult((), str(error))
     sys.stdout.write(to_line(result))
 
-
-if __name__ == "__main__":
-    main()

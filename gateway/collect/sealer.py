@@ -60,6 +60,13 @@ class Sealer:
             await self._runtime.sleep(LOOK_S)
             await self._writer.exclusively(lambda: self._ring.roll_if_due(self._instant(), self._seal_ns))
             await self.one()
+            await self.spare()
+
+    async def spare(self) -> None:
+        """Have the file of the next journal ready: sixteen MiB of zeros in a commit would keep its readings waiting."""
+        number = await self._writer.exclusively(self._ring.spare.wanted)
+        if number is not None and await self._runtime.offload(partial(self._ring.spare.make, number)):
+            await self._writer.exclusively(partial(self._ring.spare.add, number))
 
     async def catch_up(self) -> None:
         """Seal until the journals of earlier, short lives are few: a crash loop must not fill the ring with them."""
@@ -77,7 +84,8 @@ class Sealer:
                 raise StorageFault(result.error, path=request.journals[0])
             if result.error or not result.parts:
                 raise ChildFailed(result.error or "the sealing child made nothing")
-            await self._writer.exclusively(lambda: self._ring.adopt(request, result, self._instant()))
+            published = await self._runtime.offload(partial(self._ring.publish_sealed, request, result))  # beside commits
+            await self._writer.exclusively(lambda: self._ring.admit(request, published, self._instant()))
         except (ChildFailed, CorruptError, StorageFault) as fault:
             await self._failed(request, fault)
             return False
@@ -99,7 +107,7 @@ class Sealer:
         await self._runtime.sleep(wait_s)
 
 
-async def run_child(request: SealRequest, command: Sequence[str] = (sys.executable, "-m", "buffer.segment")) -> SealResult:
+async def run_child(request: SealRequest, command: Sequence[str] = (sys.executable, "-m", "buffer.sealing")) -> SealResult:
     """Return what the child says; raise ChildFailed if it says nothing. Ends the child by its pid on cancellation."""
     try:
         process = await asyncio.create_subprocess_exec(

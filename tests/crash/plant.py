@@ -21,6 +21,7 @@ RESERVE = 2 * PAGE
 HISTORY = 3  # readings that the source's historian has for every gap
 HISTORY_FROM = 10**6
 TRIES = 3
+BESIDE = 3  # how often an action is done where other things come in between
 HOUR_NS = 3_600 * 10**9
 
 
@@ -275,7 +276,11 @@ class Collector:
         self._commit((), self.facts)
 
     def _do_roll(self, how: int) -> None:
+        """Have the next commit begin a journal; 3: in a file made for it beforehand."""
         self.ring._roll = True
+        number = self.ring.spare.wanted() if how == BESIDE else None
+        if number is not None and self.ring.spare.make(number):
+            self.ring.spare.add(number)
 
     def _do_table(self, how: int) -> None:
         if self.ring._unsynced or self.ring._pending:
@@ -288,11 +293,15 @@ class Collector:
         self._room()
 
     def _do_seal(self, how: int) -> None:
+        """Seal so many journals; 3: with a commit, which may evict, between what is published beside commits and what is counted."""
         for _ in range(how):
             request = self.ring.sealable()
             if request is None:
                 return
             try:
-                self.ring.adopt(request, seal(self.disk, request), self.now())
+                published = self.ring.publish_sealed(request, seal(self.disk, request))
+                if how == BESIDE:
+                    self._do_live(2)
+                self.ring.admit(request, published, self.now())
             except CorruptError as error:
                 self.ring.seal_failed(request, str(error))

@@ -340,12 +340,14 @@ async def test_sealing_is_tried_again_after_a_child_that_died_and_a_disk_that_re
     box, device = Box(tmp_path), Counting()
     monkeypatch.setattr(sealer_module, "RETRY_S", (0.05,))
     monkeypatch.setattr(sealer_module, "LOOK_S", 0.05)
-    really, adopt = sealer_module.run_child, Ring.adopt
-    faults = ["killed", "started", "refused", "refused", "refused", "refused", "refused"]
+    really, admit = sealer_module.run_child, Ring.admit
+    faults = ["killed", "started", "child refused", "child refused", "child refused", "child refused", "refused"]
 
     async def child(request: object, *more: object) -> SealResult:
         if faults and faults[0] != "refused":
             what = faults.pop(0)
+            if what == "child refused":
+                return SealResult((), "input/output error", again=True)
             command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"] if what == "killed" else ["/nonexistent/python"]
             return await really(request, command)  # type: ignore[arg-type]
         return await really(request)  # type: ignore[arg-type]
@@ -354,10 +356,10 @@ async def test_sealing_is_tried_again_after_a_child_that_died_and_a_disk_that_re
         if faults:
             faults.pop(0)
             raise StorageFault("input/output error", path="segments", errno=5)
-        return adopt(self, *arguments)  # type: ignore[arg-type]
+        return admit(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sealer_module, "run_child", child)
-    monkeypatch.setattr(Ring, "adopt", refusing)
+    monkeypatch.setattr(Ring, "admit", refusing)
     async with running(device) as address:
         box.configure(modbus("s", address), "s.n,s,hr:0,uint16")
         box.config.write_text(box.config.read_text().replace('commit = "100 ms"', 'commit = "100 ms"\nseal = "1 s"'))

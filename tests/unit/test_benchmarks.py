@@ -52,7 +52,8 @@ def test_ratios_are_taken_within_a_round():
     assert turns == ["a", "b", "b", "a", "a", "b"]
     assert ratio(result["a"], result["b"], lambda s: s.per_s) == 2.0
     assert median(result["a"], lambda s: s.wall_s) == 2.0
-    assert percentile([1, 2, 3, 4], 0.5) == 3 and percentile([1], 0.99) == 1
+    assert percentile([4, 2, 3, 1], 0.5) == 2 and percentile([1], 0.99) == 1
+    assert percentile(range(1, 101), 0.99) == 99, "the hundredth of a hundred is the longest"
 
 
 @pytest.mark.parametrize(

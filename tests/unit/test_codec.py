@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pcodec import ChunkConfig, standalone
 
 from benchmarks.workload import TICK_NS, Workload
-from buffer import codec, limits, packing
+from buffer import codec, limits, packing, shape
 from buffer.codec import decode, encode, encode_blocks
 from buffer.errors import CorruptError, MisuseError
 from buffer.types import Columns, Kind, empty_columns, make_columns, take
@@ -259,3 +260,37 @@ def test_a_long_column_of_sequences_is_zstandards_and_any_other_is_not():
         packed = packing.pack_places(data)
         assert packed[0] == codec_id
         assert (packing.unpack_numbers(packed, np.uint32, len(data)) == data).all()
+
+
+def test_a_block_is_what_it_would_be_without_the_block_before():
+    """Tags and kinds that the block before had too are not packed again: whatever differs, nothing of that block may be left in this one."""
+    scans = Workload(seed=3).scans(3)
+    first = take(scans, 0, 1000)
+    same = replace(first, values=first.values.copy(), quality=first.quality + np.uint32(1), ts_ns=first.ts_ns + 10**9)
+    others = [
+        same, take(scans, 1000, 2000), take(first, 0, 999), replace(first, tag=first.tag[::-1].copy()), replace(first, tag=first.tag + np.uint32(1)),
+        replace(first, kind=np.where(first.kind == Kind.INT64, Kind.UINT64, first.kind).astype(np.uint8)),
+    ]  # fmt: skip
+    for other in others:
+        for fast in (False, True):
+            shape._shapes.clear()
+            alone = encode(other, fast=fast)
+            for before in (False, True):
+                shape._shapes.clear()
+                encode(first, fast=before)
+                assert encode(other, fast=fast) == alone
+            assert meaning(decode(alone, len(other))) == meaning(other)
+
+
+def test_kinds_of_many_tags_are_packed_as_they_are():
+    for scans in (5, 60):
+        c = Workload().scans(scans)
+        body = codec._Bodies(encode(c), len(c))
+        kind, data = body._bodies[codec.KIND][1]
+        runs = packing.pack_bytes(_runs_of(c.kind[np.argsort(c.tag, kind="stable")]))[1]
+        assert kind == packing.ZSTD and len(data) <= 1.1 * len(runs)
+
+
+def _runs_of(data: np.ndarray) -> bytes:
+    starts = np.flatnonzero(np.concatenate(([True], data[1:] != data[:-1])))
+    return np.diff(np.append(starts, len(data))).astype("<u4").tobytes() + data[starts].tobytes()

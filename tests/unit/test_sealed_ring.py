@@ -15,19 +15,20 @@ from buffer.reader import RingReader
 from buffer.ring import with_root
 from buffer.seal import result_from, to_line
 from buffer.segment import seal
+from buffer.spare import DISK_FREE_JOURNALS_MIN
 from buffer.storage import PosixReadStorage
 from buffer.types import make_columns
 from gateway.trust.keys import create_signer
 from tests.faults import ring_work
 from tests.support.keys import Key
-from tests.unit.test_ring import crash, instant, open_ring, some
+from tests.unit.test_ring import JOURNAL, crash, instant, open_ring, read_all, some
 
 NAN = 0x7FF8_0000_0000_0BAD
 MINUS_ZERO = 0x8000_0000_0000_0000
 
 
-def sealed_ring(root, *commits):
-    ring = open_ring(root)
+def sealed_ring(root, *commits, max_bytes=64 * 2**20):
+    ring = open_ring(root, max_bytes=max_bytes)
     for columns in commits:
         ring.append(columns)
         ring.commit(instant())
@@ -46,7 +47,7 @@ def test_a_segment_holds_every_kind_bit_for_bit(tmp_path):
         texts=("Größe\n", '{"source": "p"}'),
     )
     ring, request = sealed_ring(tmp_path, columns)
-    out = subprocess.run([sys.executable, "-m", "buffer.segment"], input=to_line(request), capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run([sys.executable, "-m", "buffer.sealing"], input=to_line(request), capture_output=True, text=True, timeout=60, check=True)
     result = result_from(out.stdout)
     assert result.error == ""
     [name] = ring.adopt(request, result, instant())
@@ -122,3 +123,74 @@ def test_journals_that_stand_in_segments_go_before_history(tmp_path):
     told = []
     ring_work.work(tmp_path / "ring", signer, 12 * ring_work.JOURNAL_BYTES, 150, told.append)
     assert sorted(ring_work.held(tmp_path / "ring").values()) == list(range(told[-1] + 1))
+
+
+def test_commits_go_on_while_a_segment_is_published(tmp_path, monkeypatch):
+    ring, request = sealed_ring(tmp_path, some(0, 10))
+    published = ring._storage.publish
+
+    def beside(path, chunks):
+        ring.append(some(10 + len(counted), 1))
+        counted.append(ring.commit(instant()).end_seq)
+        published(path, chunks)
+
+    counted = []
+    monkeypatch.setattr(ring._storage, "publish", beside)
+    made = ring.publish_sealed(request, seal(request))
+    assert counted == [11] and ring.segments == [], "the .cose was written beside a commit, and is not counted yet"
+    monkeypatch.undo()
+    [name] = ring.admit(request, made, instant())
+    assert ring.segments == [name] and (name.first, name.last) == (0, 9) and ring.sealable() is None
+    crash(ring)
+    assert [value for _, _, value in read_all(tmp_path)] == [*range(10), 10]
+    assert open_ring(tmp_path, nonce=2).segments == [name]
+
+
+def test_a_journal_evicted_while_its_segment_is_published_stays_evicted(tmp_path):
+    ring, request = sealed_ring(tmp_path, some(0, 10), max_bytes=8 * JOURNAL)
+    made = ring.publish_sealed(request, seal(request))
+    assert made.fault is None and len(made.parts) == 1
+    for i in range(12):
+        ring.append(some(i * 1_000, 1_000))
+        ring._roll = True
+        ring.commit(instant())
+        ring.make_room(instant())
+    assert ring.state.low > (ring.generation, 9) and list((tmp_path / "segments").iterdir())
+    assert ring.admit(request, made, instant()) == []
+    ring.make_room(instant())
+    assert ring.segments == [] and not list((tmp_path / "segments").iterdir())
+    assert ring.usage_bytes() == sum(path.stat().st_size for name in ("journal", "objects", "last") for path in (tmp_path / name).iterdir())
+
+
+def test_the_next_journal_finds_its_file_made(tmp_path, monkeypatch):
+    ring = open_ring(tmp_path)
+    number = ring.spare.wanted()
+    assert ring.spare.wanted() is None, "one try a journal"
+    assert ring.spare.make(number)
+    ring.spare.add(number)
+    before = ring._journals.usage_bytes()
+    ring.append(some(0, 5))
+    ring._roll = True
+    made = []
+    monkeypatch.setattr(ring._storage, "create", lambda *arguments: made.append(arguments))
+    ring.commit(instant())
+    assert made == [] and ring._journals.usage_bytes() == before
+    assert ring.spare.wanted() == number + 1
+    monkeypatch.undo()
+    assert ring.spare.make(number + 1)  # killed before it was counted
+    crash(ring)
+    again = open_ring(tmp_path, nonce=2)
+    assert again._journals.usage_bytes() == sum(path.stat().st_size for path in (tmp_path / "journal").iterdir()), "counted by the next start"
+    assert [value for _, _, value in read_all(tmp_path)] == list(range(5))
+
+
+@pytest.mark.parametrize("why", ["ring", "disk", "refuses"])
+def test_no_file_is_made_for_the_next_journal_where_room_is_short(tmp_path, monkeypatch, why):
+    ring = open_ring(tmp_path, max_bytes=64 * 2**20 if why != "ring" else 2 * JOURNAL)
+    if why == "disk":
+        monkeypatch.setattr(ring._storage, "free_bytes", lambda: DISK_FREE_JOURNALS_MIN * JOURNAL - 1)
+    if why == "refuses":
+        (tmp_path / "journal").rename(tmp_path / "elsewhere")
+        assert not ring.spare.make(ring.spare.wanted())
+        return
+    assert ring.spare.wanted() is None

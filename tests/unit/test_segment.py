@@ -204,5 +204,5 @@ def test_a_payload_that_lies_about_its_readings_is_not_sealed(tmp_path):
 
 
 def test_the_child_answers_a_request_it_cannot_read():
-    out = subprocess.run([sys.executable, "-m", "buffer.segment"], input="{}\n", capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run([sys.executable, "-m", "buffer.sealing"], input="{}\n", capture_output=True, text=True, timeout=60, check=True)
     assert "not a seal request" in result_from(out.stdout).error

@@ -225,3 +225,9 @@ def test_a_console_that_others_could_reach_is_refused(listen: str, tmp_path: Pat
 def test_a_configuration_without_an_end_is_refused_and_not_read_whole() -> None:
     with pytest.raises(ConfigError, match="longer than 1 MiB"):
         load_site(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{b = " * 3_000, "a = " + "9" * 5_000])
+def test_toml_that_breaks_its_parser_is_a_mistake_like_any_other(text):
+    with pytest.raises(ConfigError, match="gateway.toml"):
+        parse_text(GatewayFile, text, Path("gateway.toml"))

@@ -17,6 +17,8 @@ from buffer.errors import CorruptError, StorageFault
 from buffer.landlock import landlock_abi
 from buffer.manifest import Loss, LossReason, OpenGap
 from buffer.query import QueryOptions, QueryRefused, QueryUnsafe, run_query, stream_query
+from buffer.reader import RingReader
+from buffer.storage import PosixReadStorage
 from buffer.tagtable import Tag, TagTable
 from buffer.types import Kind, make_columns
 from tests.support.readings import some
@@ -127,6 +129,26 @@ def test_a_journal_sealed_in_part_is_counted_once(tmp_path):
     store.seal(last_block=0)
     store.add(some(10, 1))
     assert rows(tmp_path, "SELECT count(*), count(DISTINCT seq) FROM readings") == [[11, 11]]
+
+
+@pytest.mark.parametrize("last", [2, 9, 9_999_999_999_999_999])
+def test_a_copy_of_a_segment_under_another_name_counts_nothing_twice(tmp_path, last):
+    store = Store(tmp_path / "g.main").add(some(0, 5)).add(some(5, 5))
+    store.seal(last_block=0)
+    name, copy = layout.SegmentName(GENERATION, 0, 4), layout.SegmentName(GENERATION, 0, last)
+    for a, b in ((name.parquet, copy.parquet), (name.cose, copy.cose)):
+        (store.root / b).write_bytes((store.root / a).read_bytes())
+    assert rows(tmp_path, "SELECT count(*), count(DISTINCT seq) FROM readings") == [[10, 10]]
+
+
+def test_two_segments_that_both_hold_a_reading_are_named(tmp_path, monkeypatch):
+    store = Store(tmp_path / "g.main").add(some(0, 5)).add(some(5, 5))
+    store.seal(last_block=0)
+    held = layout.SegmentName(GENERATION, 0, 4)
+    monkeypatch.setattr(RingReader, "segment_manifest", lambda *_: None)  # being evicted: says nothing
+    names = (held, layout.SegmentName(GENERATION, 3, 9))
+    with pytest.raises(CorruptError, match="the same readings"):
+        snapshot._apart(RingReader(PosixReadStorage(store.root)), names)
 
 
 def test_what_is_beyond_durable_is_not_seen(store, ring):

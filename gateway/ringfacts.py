@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DAY_NS: Final = 86_400 * 10**9
 DAYS_PER_YEAR: Final = 365.25
-_FORMULA: Final = "left(value_string, 1) IN ('=', '+', '-', '@')"
+_FORMULA: Final = "left(value_string, 1) IN ('=', '+', '-', '@', chr(9), chr(13))"  # spreadsheets skip a tab or return before a formula
 _STATUS_BYTES_MAX: Final = 1024 * 1024
 
 

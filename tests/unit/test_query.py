@@ -204,6 +204,11 @@ REFUSED = [
     "SELECT * FROM glob('/etc/*')",
     "SELECT getenv('HOME')",
     "SELECT value + tag FROM readings",
+    "WITH x AS (DELETE FROM tags RETURNING *) SELECT * FROM x",
+    "WITH x AS (INSERT INTO tags SELECT * FROM tags RETURNING *) SELECT count(*) FROM x",
+    "SELECT repeat('x', 2000000000)",
+    "SELECT repeat('x', 20000000)",
+    "SELECT list(range) FROM range(200000000)",
 ]
 
 
@@ -223,6 +228,31 @@ def test_whatever_is_not_one_reading_statement_is_refused_and_changes_nothing(ri
 )  # fmt: skip
 def test_reading_statements_are_taken(ring, sql):
     assert run_query(ring, sql).rows
+
+
+def test_a_child_that_ends_within_a_line_is_an_error_of_ours_not_of_the_parser(ring, monkeypatch):
+    half = """import sys; sys.stdin.readline(); print('{"columns": [], "types": []}'); print('[1, ', end='', flush=True); sys.exit(9)"""
+    monkeypatch.setattr(query, "COMMAND", (sys.executable, "-c", half))
+    with pytest.raises(QueryRefused, match="ended with code 9"):
+        run_query(ring, "SELECT 1")
+
+
+def test_memory_of_python_is_bounded_too(ring, monkeypatch):
+    with pytest.raises(QueryRefused, match="ask for less"):
+        run_query(ring, "SELECT repeat('x', 4000000) FROM range(2000)")
+
+
+def test_nothing_is_written_into_the_ring_by_a_result(ring):
+    before = digests(ring)
+    for place in (ring / "g.main" / layout.SEGMENTS, ring):
+        with pytest.raises(QueryRefused, match="a part of the ring"):
+            query.write_query(ring, "SELECT 1", place / "x.parquet")
+    assert digests(ring) == before
+
+
+def test_a_place_that_cannot_be_written_is_a_fault_that_names_it(ring):
+    with pytest.raises(StorageFault, match="/proc: cannot be written"):
+        query.write_query(ring, "SELECT 1", Path("/proc/x.csv"))
 
 
 def test_a_wrong_name_gets_the_list_of_views(ring):

@@ -196,12 +196,12 @@ def test_mistakes_of_table_and_sources_come_together(examples: Path) -> None:
     path.write_text(path.read_text().replace('"press7.life", within', '"press7.live", within').replace('"25 GB"', '"1 MB"'))
     with pytest.raises(ConfigError) as caught:
         load_gateway(path)
-    assert "'press7.live' is not a tag" in str(caught.value) and "below 128 MB" in str(caught.value)
+    assert "'press7.live' is not a tag" in str(caught.value) and "below 128 MiB" in str(caught.value)
     table = examples / "tags.csv"
     table.write_text(table.read_text().replace("mdb1.p,", "MDB1,"))
     with pytest.raises(ConfigError) as caught:
         load_gateway(path)
-    assert "row 7, id (A7)" in str(caught.value) and "below 128 MB" in str(caught.value)
+    assert "row 7, id (A7)" in str(caught.value) and "below 128 MiB" in str(caught.value)
 
 
 def test_the_line_of_a_key() -> None:

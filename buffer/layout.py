@@ -44,6 +44,7 @@ _LAST: Final = re.compile(_GENERATION + r"-(\d{16})")
 _FREE: Final = re.compile(r"free-(\d+)")
 _MARK: Final = struct.Struct("<4sIQQQQQ12x")
 DURABLE_BYTES: Final = 64
+ORDINAL_MAX: Final = 2**31 - 2  # of a generation: it is a 64-bit signed number in Parquet. A start a second takes 68 years to come here
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -107,25 +108,31 @@ def _generation(generation: int) -> str:
     return f"{generation >> 32:010d}-{generation & 0xFFFFFFFF:08x}"
 
 
+def _match(pattern: re.Pattern[str], name: str) -> re.Match[str] | None:
+    """Return how a name matches; a name beyond the last ordinal is none of ours, and must not leave the next start without a number."""
+    found = pattern.fullmatch(name)
+    return found if found and int(found[1]) <= ORDINAL_MAX else None
+
+
 def _parsed(ordinal: str, nonce: str) -> int:
     return int(ordinal) << 32 | int(nonce, 16)
 
 
 def parse_journal(name: str) -> JournalName | None:
     """Return what a file name in journal/ says, None for any other name."""
-    found = _JOURNAL.fullmatch(name)
+    found = _match(_JOURNAL, name)
     return JournalName(_parsed(found[1], found[2]), int(found[3]), int(found[4])) if found else None
 
 
 def parse_segment(name: str) -> tuple[SegmentName, str] | None:
     """Return segment and ending ("parquet" or "cose") of a file name in segments/, None for any other name."""
-    found = _SEGMENT.fullmatch(name)
+    found = _match(_SEGMENT, name)
     return (SegmentName(_parsed(found[1], found[2]), int(found[3]), int(found[4])), found[5]) if found else None
 
 
 def parse_last(name: str) -> LastName | None:
     """Return what a file name in last/ says, None for any other name."""
-    found = _LAST.fullmatch(name)
+    found = _match(_LAST, name)
     return LastName(_parsed(found[1], found[2]), int(found[3])) if found else None
 
 

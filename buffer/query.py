@@ -13,6 +13,7 @@ import decimal
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TRIES_MAX: Final = 3  # a segment evicted between listing and reading it
 FETCH_ROWS: Final = 4_096
 ROWS_MAX: Final = 1_000_000
+ROW_CHARS_MAX: Final = 16_000_000  # of one row as JSON: 200 of the longest texts that a ring holds
+MEMORY_BYTES_MAX: Final = 2 * 1024**3  # data of the child: DuckDB's 512 MB, its caches, and a batch of rows as Python sees them
 RESULT: Final = "result"
 FORMS: Final = {"parquet": "FORMAT parquet, COMPRESSION zstd", "csv": "FORMAT csv, HEADER true"}
 COMMAND: Final = (sys.executable, "-P", "-m", "buffer.query")  # -P: nothing is imported from the working directory
@@ -130,7 +133,10 @@ def _answers(child: subprocess.Popen[str], request: str) -> Iterator[Any]:
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(request + "\n")
     for line in child.stdout:
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            return  # the process was ended within a line; its exit code says so
         if isinstance(answer, dict) and "error" in answer:
             raise _raised(answer["error"], answer["message"])
         yield answer
@@ -155,14 +161,21 @@ def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = Quer
     if form not in FORMS:
         message = f"{output.name}: the name must end in .parquet or .csv"
         raise QueryRefused(message)
-    if not output.absolute().parent.is_dir():
+    parent = output.absolute().parent
+    if not parent.is_dir():
         message = f"{output.parent}: no such directory"
         raise QueryRefused(message)
+    if parent.resolve().is_relative_to(ring.resolve()):
+        message = f"{output.parent} is a part of the ring, which nobody but collect writes: name another directory"
+        raise QueryRefused(message)
     rows = 0
-    with tempfile.TemporaryDirectory(prefix=".ebbgate-export-", dir=output.absolute().parent) as scratch:
-        for line in _stream(ring, sql, options, Path(scratch), form):
-            rows = line["rows"] if isinstance(line, dict) and "rows" in line else rows
-        PosixStorage(output.absolute().parent).adopt(f"{Path(scratch).name}/{RESULT}", output.name)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ebbgate-export-", dir=parent) as scratch:
+            for line in _stream(ring, sql, options, Path(scratch), form):
+                rows = line["rows"] if isinstance(line, dict) and "rows" in line else rows
+            PosixStorage(parent).adopt(f"{Path(scratch).name}/{RESULT}", output.name)
+    except OSError as error:
+        raise StorageFault(f"cannot be written: {error.strerror or error}", path=str(parent)) from None
     return rows
 
 
@@ -172,10 +185,17 @@ def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = Quer
 def main() -> None:
     """Serve one request: a line of JSON on stdin, lines of JSON on stdout."""
     request = json.loads(sys.stdin.readline())
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     try:
         protect(Path(request["ring"]), request["scratch"])
         for line in _serve(request):
-            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            text = json.dumps(line, ensure_ascii=False)
+            if len(text) > ROW_CHARS_MAX:
+                raise QueryRefused(f"a row of {len(text):,} characters; a query shows rows of at most {ROW_CHARS_MAX:,}")
+            sys.stdout.write(text + "\n")
+    except MemoryError:
+        message = f"the result needs more than the {MEMORY_BYTES_MAX >> 30} GiB that a query gets: ask for less"
+        sys.stdout.write(json.dumps({"error": "QueryRefused", "message": message}) + "\n")
     except (StoreError, OSError) as error:
         kind = "QueryRefused" if isinstance(error, OSError) else type(error).__name__
         sys.stdout.write(json.dumps({"error": kind, "message": str(error)}) + "\n")
@@ -212,6 +232,7 @@ def _serve(request: dict[str, Any]) -> Iterator[Any]:
         connection = _session(Path(request["ring"]), scratch, options, writes=bool(form))
         try:
             check_statement(connection, request["sql"])
+            connection.execute("BEGIN TRANSACTION READ ONLY").fetchall()  # WITH x AS (DELETE ..) is a SELECT to the parser
             yield from _copy(connection, request["sql"], scratch, form) if form else _rows(connection, request["sql"], options.rows_max)
             return
         except _Vanished:
@@ -306,6 +327,10 @@ def _friendly(message: str) -> str:
     text = message.strip().split("\n\nLINE")[0].replace("\n", " ")
     if "disabled by configuration" in text or "Cannot access" in text:
         return f"a query reads the ring and nothing else: {text}"
+    if "read-only mode" in text:
+        return "a query reads (SELECT, WITH, EXPLAIN) and does nothing else"
+    if text.startswith("Out of Memory"):
+        return f"{text.split(' Possible solutions')[0].strip()}: more than a query gets; ask for less, as WHERE tag = .. AND ts > .."
     if "Referenced column" in text:
         return f"{text} (columns of readings: {READINGS_COLUMNS}; `ebbgate query --help` has all views)"
     if "does not exist" in text:

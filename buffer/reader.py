@@ -180,8 +180,11 @@ class RingReader:
         data = self._storage.read(name.cose, 0, HEADER_BYTES + COSE_BYTES_MAX)
         if not data:
             return None
-        header = parse_header(data)
-        return decode_manifest(parse_sign1(data[HEADER_BYTES : HEADER_BYTES + header.cose_bytes]).payload)
+        try:
+            header = parse_header(data)
+            return decode_manifest(parse_sign1(data[HEADER_BYTES : HEADER_BYTES + header.cose_bytes]).payload)
+        except CorruptError as error:
+            raise error.at(name.cose) from None
 
     def segment_frame(self, name: SegmentName) -> Frame | None:
         """Return a whole segment as a frame, digest checked, None if it was evicted; raise CorruptError."""

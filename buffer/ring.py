@@ -110,6 +110,10 @@ class Ring:
 
     def _begin(self, found: Recovered, nonce: int, now: Instant) -> None:
         invariant(0 <= nonce < 2**32, "nonce of a generation has 32 bits")
+        if found.ordinal >= layout.ORDINAL_MAX:
+            raise StorageFault(
+                f"a file here says it is of generation {found.ordinal:,}, the last one there can be: move it away", path=layout.JOURNALS
+            )
         self.generation = (found.ordinal + 1) << 32 | nonce
         self._chain = Chain(self.options.stream, self.generation, self._signer)
         self._journals.generation = self.generation

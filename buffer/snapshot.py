@@ -18,7 +18,7 @@ from buffer.storage import PosixReadStorage
 from buffer.tagtable import TagTable, decode_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from buffer.frame import Frame
     from buffer.layout import JournalName, SegmentName
@@ -59,7 +59,7 @@ def take_snapshot(ring: Path, scratch: Path, since_ns: int | None = None) -> Sna
         for old in scratch.glob(f"{ring.name}-*.parquet"):
             old.write_bytes(b"")
         newest = reader.newest(inventory)
-        sound = inventory if newest is None else replace(inventory, segments=_sound(inventory.segments, newest.state))
+        sound = inventory if newest is None else replace(inventory, segments=_sound(_apart(reader, inventory.segments), newest.state))
         snapshot = Snapshot(ring.name, _since(ring, reader, sound, since_ns))
         if newest is not None:
             snapshot.state = newest.state
@@ -71,6 +71,30 @@ def take_snapshot(ring: Path, scratch: Path, since_ns: int | None = None) -> Sna
         if (after.segments, after.journals) == (inventory.segments, inventory.journals):
             return snapshot
     raise StorageFault("the ring changed while it was read, again and again; try once more", path=str(ring))
+
+
+def _apart(reader: RingReader, names: tuple[SegmentName, ...]) -> tuple[SegmentName, ...]:
+    """Return the segments; where two claim the same readings, without those whose manifest says otherwise: a copy under another name.
+
+    Raise CorruptError where they still do: no reading may be counted twice.
+    """
+    if _first_overlap(names) is None:
+        return names
+    kept = tuple(name for name in names if (m := reader.segment_manifest(name)) is None or (m.first_seq, m.end_seq - 1) == (name.first, name.last))
+    twice = _first_overlap(kept)
+    if twice is not None:
+        raise CorruptError("this segment and the one before it hold the same readings", source=twice.parquet)
+    return kept
+
+
+def _first_overlap(names: Sequence[SegmentName]) -> SegmentName | None:
+    """Return a segment that begins before one before it ends. names: sorted."""
+    end = {name.generation: -1 for name in names}
+    for name in names:
+        if name.first <= end[name.generation]:
+            return name
+        end[name.generation] = name.last
+    return None
 
 
 def _sound(segments: tuple[SegmentName, ...], state: StateRecord | None) -> tuple[SegmentName, ...]:

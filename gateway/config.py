@@ -222,7 +222,7 @@ def _tags(path: Path, sources: set[str]) -> tuple[tuple[s.TagRow, ...], list[Con
 
 def _check_ring(path: Path, file: GatewayFile, room: int, groups: Iterable[s.Group]) -> None:
     if min([room, *(one.max_bytes for one in groups)]) < limits.RING_BYTES_MIN:
-        what = "leaves a stream less than 128 MB" if file.group else "is below 128 MB"
+        what = "leaves a stream less than 128 MiB" if file.group else "is below 128 MiB"
         raise ConfigError(f"{path}: ring.max_size {what}", "Give the ring room: 25 GB holds weeks.")
     if not 10 * s.MILLISECOND <= file.ring.commit <= 10 * s.SECOND:
         raise ConfigError(f"{path}: ring.commit is not between 10 ms and 10 s", "Write 1 s; what is not committed yet may be lost.")

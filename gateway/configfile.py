@@ -342,10 +342,10 @@ def read_text(path: Path) -> str:
 
 
 def parse_toml(text: str, path: Path) -> dict[str, Any]:
-    """Return the tables of a file; raise ConfigError that names line and column."""
+    """Return the tables of a file; raise ConfigError that names line and column where there are any."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, a number of 5,000 digits one that is not
         raise ConfigError(f"{path}: {error}", "Correct the TOML at that place; texts stand in double quotes.") from None
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DAY_NS: Final = 86_400 * 10**9
 DAYS_PER_YEAR: Final = 365.25
-_FORMULA: Final = "left(value_string, 1) IN ('=', '+', '-', '@')"
+_FORMULA: Final = "left(value_string, 1) IN ('=', '+', '-', '@', chr(9), chr(13))"  # spreadsheets skip a tab or return before a formula
 _STATUS_BYTES_MAX: Final = 1024 * 1024
 
 
@@ -65,13 +65,13 @@ def gather(root: Path, max_bytes: int, status_file: Path, endurance_bytes: int =
 
 
 def _manifest(reader: RingReader, names: Sequence[layout.SegmentName]) -> Manifest | None:
-    """Return the manifest of the first segment that can be read."""
+    """Return the manifest of the first segment that can be read and was sealed at a trusted time: a boot in 1970 is no beginning."""
     for name in names:
         try:
             manifest = reader.segment_manifest(name)
         except CorruptError:
             continue
-        if manifest is not None:
+        if manifest is not None and manifest.state is not None and manifest.state.clock_trusted:
             return manifest
     return None
 
@@ -99,7 +99,7 @@ def describe(f: dict[str, Any]) -> list[str]:
     lines.append(f"generation {f['generation']}, newest reading {f['end'] - 1:,}, committed {clock(f['newest_commit_ns'])} UTC")
     lines.append(f"reaches back to reading {f['low'][1]:,} of generation {f['low'][0]}; open gaps {f['open_gaps']}")
     if f["horizon_days"] is None:
-        lines.append("horizon: not known before two segments are sealed")
+        lines.append("horizon: not known before two segments are sealed at a time that can be trusted")
     else:
         full = f"full in {f['days_until_full']} days" if f["days_until_full"] else "full: the oldest is evicted as new readings come"
         lines.append(f"horizon: {f['horizon_days']} days at the present rate ({f['growth_bytes_per_day'] / 1e6:,.1f} MB a day); {full}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,8 @@ def ring_check(config: Path, root: Path | None, ca: Path | None, keys: tuple[Pat
 def ring_export(config: Path, begin: str, end: str, tags: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Write readings of a time and of some tags to a Parquet or CSV file, in order of tag and time.
 
-    Parquet is exact. In CSV a text that begins with = + - @ gets an apostrophe before it: a spreadsheet would run it as a formula.
+    Parquet is exact. In CSV a text that begins with = + - @ tab or return gets an apostrophe before it: a spreadsheet would run it as
+    a formula.
     """
     from gateway.config import load_gateway
     from gateway.ringfacts import export_sql
@@ -171,7 +173,7 @@ def verify_command(path: Path, ca: Path | None, keys: tuple[Path, ...], full: bo
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result to FILE.parquet or FILE.csv.")
-@click.option("--limit", default=1_000, show_default=True, help="Rows shown; with -o all are written.")
+@click.option("--limit", type=click.IntRange(min=0), default=1_000, show_default=True, help="Rows shown; with -o all are written.")
 def query_command(sql: str, config: Path, as_json: bool, as_csv: bool, output: Path | None, limit: int) -> None:
     """One SELECT over the ring, in a process that cannot write what it reads. DuckDB's SQL; times are UTC.
 
@@ -200,6 +202,15 @@ def query_command(sql: str, config: Path, as_json: bool, as_csv: bool, output: P
     _show(ring, sql, as_json=as_json, as_csv=as_csv, limit=limit)
 
 
+def _json(value: object) -> object:
+    """Return what JSON has a form for: NaN and infinities as text, as in JSON values of the ring."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, list):
+        return [_json(one) for one in value]
+    return {key: _json(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
 def _show(ring: Path, sql: str, *, as_json: bool, as_csv: bool, limit: int) -> None:
     import csv
     import sys
@@ -215,6 +226,9 @@ def _show(ring: Path, sql: str, *, as_json: bool, as_csv: bool, limit: int) -> N
     else:
         lines = ["\t".join(result.columns)]
         lines += ["\t".join("" if value is None else printable(str(value)) for value in row) for row in result.rows]
-        emit({"columns": result.columns, "rows": result.rows, "truncated": result.truncated}, as_json, lines)
+        if result.columns == ("explain_key", "explain_value"):
+            lines = [str(row[1]) for row in result.rows]  # a drawing of many lines
+        rows = [[_json(value) for value in row] for row in result.rows]
+        emit({"columns": result.columns, "rows": rows, "truncated": result.truncated}, as_json, lines)
     if result.truncated:
         click.echo("more rows than shown: raise --limit, or write all of them with -o FILE", err=True)

@@ -20,11 +20,14 @@ from buffer.layout import decode_durable, parse_journal, parse_last, parse_segme
 from buffer.manifest import decode_manifest, parse_generation
 from buffer.scrub import decode_progress
 from buffer.tagtable import decode_table
+from gateway.collect.modbus.frame import crc16
+from gateway.errors import ConfigError, PlantError
 from gateway.landing.index import parse_entries, parse_part_header
 from gateway.trust.keys import KeyRing, parse_proposal, parse_statement
 from gateway.wire.carry import parse_sums
 from gateway.wire.receipt import parse_receipt
 from gateway.wire.request import parse_missing, parse_status, parse_target
+from tests.fuzz.plant import plant
 from tests.golden.make import FILES, STREAM
 
 RING, LANDING = FILES / "ring" / STREAM, FILES / "landing" / STREAM
@@ -42,6 +45,7 @@ class Target:
     parse: Callable[[bytes], object]
     seeds: tuple[bytes, ...]
     mend: Callable[[bytes], bytes] = lambda data: data  # puts checksums right
+    refusals: tuple[type[Exception], ...] = (CorruptError, SignatureError)  # how it says no; anything else is a defect
 
 
 def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -67,6 +71,10 @@ def _entry_crc(data: bytes) -> bytes:
     return data[:64] + struct.pack("<4sII", b"EBBE", len(body), zlib.crc32(body)) + body
 
 
+def _rtu_crc(data: bytes) -> bytes:
+    return data[:-2] + struct.pack("<H", crc16(data[:-2]))
+
+
 def _last_digest(data: bytes) -> bytes:
     return hashlib.sha256(data[32:]).digest() + data[32:]
 
@@ -83,7 +91,22 @@ def _scan(data: bytes) -> object:
     return list(scan(read, salt, len(data))) if salt is not None else None
 
 
+SAID_BY_PEOPLE = (ValueError, ConfigError)
+
+
 def targets() -> dict[str, Target]:
+    """Return every parser by name."""
+    said = (CorruptError, PlantError, ConfigError)
+    mends = {"Modbus RTU answer": _rtu_crc, "Modbus identification": _rtu_crc}
+    by_hand = ("Modbus address", "Modbus range", "Modbus type", "unit")
+    of_plant = {
+        name: Target(parse, seeds, mends.get(name, Target.mend), SAID_BY_PEOPLE if name in by_hand else said)
+        for name, (parse, seeds) in plant().items()
+    }
+    return _stores() | of_plant
+
+
+def _stores() -> dict[str, Target]:
     journals = [p.read_bytes() for p in sorted(RING.glob("journal/*.journal"))]
     stick = next((FILES / "stick").glob("*/0000000001*.frames")).read_bytes()
     frames = list(parse_frames(stick))
@@ -145,7 +168,7 @@ BYTES = (0, 1, 0x7F, 0x80, 0xFF, 0x1A, 0x3B, 0x5F, 0x9F, 0xBF, 0xDB, 0xF9, 0xFB)
 
 
 def change(seed: bytes, rng: random.Random) -> bytes:
-    """Flip, set, insert, drop, repeat, cut: one to four times."""
+    """Flip, set, insert, drop, repeat (now and then often enough to nest deeply), cut: one to four times."""
     data = bytearray(seed)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(data) + 1) if rng.random() < 0.5 else rng.randrange(min(64, len(data)) + 1)
@@ -159,7 +182,7 @@ def change(seed: bytes, rng: random.Random) -> bytes:
             case 3:
                 del data[at : at + rng.randint(1, 16)]
             case 4:
-                data[at:at] = data[at : at + rng.randint(1, 64)]
+                data[at:at] = data[at : at + rng.randint(1, 64)] if rng.random() < 0.97 else data[at : at + rng.randint(1, 4)] * 2_000  # noqa: S311
             case 5:
                 data[at : at + 4] = struct.pack("<I", rng.choice((0, 1, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, rng.getrandbits(32))))
             case _:
@@ -168,9 +191,9 @@ def change(seed: bytes, rng: random.Random) -> bytes:
 
 
 def feed(target: Target, data: bytes) -> bool:
-    """Say whether it was taken; anything but CorruptError (SignatureError among them) goes up."""
+    """Say whether it was taken; anything but its own way to refuse goes up."""
     try:
         target.parse(target.mend(data))
-    except (CorruptError, SignatureError):
+    except target.refusals:
         return False
     return True

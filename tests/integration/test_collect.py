@@ -278,7 +278,7 @@ WRONG_GROUPS = {
     '[group.g]\nsources = ["s1"]\n[group.h]\nsources = ["s1"]': "in group g and in group h",
     '[group.main]\nsources = ["s1"]': "Give the group another name",
     '[group.g]\nsources = ["s1"]': "put both into the same group",
-    '[group.g]\nsources = ["s1", "s2"]\nmax_size = "950 MB"': "less than 128 MB",
+    '[group.g]\nsources = ["s1", "s2"]\nmax_size = "950 MB"': "less than 128 MiB",
 }
 
 

@@ -363,6 +363,34 @@ async def test_late_polls_are_skipped_counted_and_said_never_made_up_for(tmp_pat
     assert sink.events(NoticeKind.LOAD) == ["polls skipped"]
 
 
+async def test_polls_that_a_tolerated_silence_costs_are_counted_and_said(tmp_path: Path) -> None:
+    device, sink = Device(), RecordingSink()
+    async with running(device) as address:
+        source = build(settings(address, tag(16, "hr:1"), timeout_ns=10**8), tmp_path)
+        async with polling(source, sink):
+            await until(lambda: len(device.requests) >= 4 and source.status()["state"] == "up")
+            before = source.status()["polls_skipped"]
+            device.lose = 1
+            await until(lambda: device.lose == 0)
+            asked = len(device.requests)
+            await until(lambda: len(device.requests) > asked)
+            assert source.status()["polls_skipped"] >= before + 2  # type: ignore[operator] -- the timeout alone is two periods
+    assert "polls skipped" in sink.events(NoticeKind.LOAD)
+    assert sink.events(NoticeKind.SOURCE_DOWN) == []
+
+
+async def test_blocks_that_nobody_asked_for_after_a_silence_count_as_a_poll_missed(tmp_path: Path) -> None:
+    device, sink = Device(), RecordingSink()
+    async with running(device) as address:
+        source = build(settings(address, *(tag(16 + i, f"hr:{100 * i}", every_ns=10**9) for i in range(3)), timeout_ns=10**8), tmp_path)
+        async with polling(source, sink):
+            await until(lambda: len(device.requests) >= 6)
+            device.silent = {(3, 100)}
+            await until(lambda: source.status()["polls_skipped"] >= 1)  # type: ignore[operator]
+            device.silent = set()
+    assert "polls skipped" in sink.events(NoticeKind.LOAD)
+
+
 async def test_a_ring_that_does_not_take_stops_the_polling_not_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "READINGS_MAX", 5)
     device, sink = Device(), RecordingSink()

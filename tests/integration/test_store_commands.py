@@ -102,6 +102,25 @@ def test_a_query_is_limited_and_written_whole(config, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["all.csv"]
 
 
+def test_json_is_json_also_with_nan_and_infinity(config):
+    sql = "SELECT 'nan'::DOUBLE AS a, '-inf'::DOUBLE AS b, ['inf'::DOUBLE, 1.5] AS c"
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    said = json.loads(ebbgate("query", sql, "--config", config, "--json"), parse_constant=refuse)
+    assert said["rows"] == [["NaN", "-Infinity", ["Infinity", 1.5]]]
+
+
+def test_a_plan_is_shown_as_lines(config):
+    said = ebbgate("query", "EXPLAIN SELECT count(*) FROM readings", "--config", config)
+    assert len(said.splitlines()) > 3 and "\ufffd" not in said
+
+
+def test_a_limit_below_zero_is_refused(config):
+    ebbgate("query", "SELECT 1", "--config", config, "--limit", "-1", code=2)
+
+
 def test_a_ring_that_is_not_there_is_said(site, tmp_path):
     text = (site.root / "gateway.toml").read_text().replace('path = "ring"', f'path = "{tmp_path}/none"')
     (site.root / "other.toml").write_text(text)

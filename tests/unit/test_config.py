@@ -196,12 +196,12 @@ def test_mistakes_of_table_and_sources_come_together(examples: Path) -> None:
     path.write_text(path.read_text().replace('"press7.life", within', '"press7.live", within').replace('"25 GB"', '"1 MB"'))
     with pytest.raises(ConfigError) as caught:
         load_gateway(path)
-    assert "'press7.live' is not a tag" in str(caught.value) and "below 128 MB" in str(caught.value)
+    assert "'press7.live' is not a tag" in str(caught.value) and "below 128 MiB" in str(caught.value)
     table = examples / "tags.csv"
     table.write_text(table.read_text().replace("mdb1.p,", "MDB1,"))
     with pytest.raises(ConfigError) as caught:
         load_gateway(path)
-    assert "row 7, id (A7)" in str(caught.value) and "below 128 MB" in str(caught.value)
+    assert "row 7, id (A7)" in str(caught.value) and "below 128 MiB" in str(caught.value)
 
 
 def test_the_line_of_a_key() -> None:
@@ -225,3 +225,9 @@ def test_a_console_that_others_could_reach_is_refused(listen: str, tmp_path: Pat
 def test_a_configuration_without_an_end_is_refused_and_not_read_whole() -> None:
     with pytest.raises(ConfigError, match="longer than 1 MiB"):
         load_site(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{b = " * 3_000, "a = " + "9" * 5_000])
+def test_toml_that_breaks_its_parser_is_a_mistake_like_any_other(text):
+    with pytest.raises(ConfigError, match="gateway.toml"):
+        parse_text(GatewayFile, text, Path("gateway.toml"))

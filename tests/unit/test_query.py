@@ -17,6 +17,8 @@ from buffer.errors import CorruptError, StorageFault
 from buffer.landlock import landlock_abi
 from buffer.manifest import Loss, LossReason, OpenGap
 from buffer.query import QueryOptions, QueryRefused, QueryUnsafe, run_query, stream_query
+from buffer.reader import RingReader
+from buffer.storage import PosixReadStorage
 from buffer.tagtable import Tag, TagTable
 from buffer.types import Kind, make_columns
 from tests.support.readings import some
@@ -129,6 +131,26 @@ def test_a_journal_sealed_in_part_is_counted_once(tmp_path):
     assert rows(tmp_path, "SELECT count(*), count(DISTINCT seq) FROM readings") == [[11, 11]]
 
 
+@pytest.mark.parametrize("last", [2, 9, 9_999_999_999_999_999])
+def test_a_copy_of_a_segment_under_another_name_counts_nothing_twice(tmp_path, last):
+    store = Store(tmp_path / "g.main").add(some(0, 5)).add(some(5, 5))
+    store.seal(last_block=0)
+    name, copy = layout.SegmentName(GENERATION, 0, 4), layout.SegmentName(GENERATION, 0, last)
+    for a, b in ((name.parquet, copy.parquet), (name.cose, copy.cose)):
+        (store.root / b).write_bytes((store.root / a).read_bytes())
+    assert rows(tmp_path, "SELECT count(*), count(DISTINCT seq) FROM readings") == [[10, 10]]
+
+
+def test_two_segments_that_both_hold_a_reading_are_named(tmp_path, monkeypatch):
+    store = Store(tmp_path / "g.main").add(some(0, 5)).add(some(5, 5))
+    store.seal(last_block=0)
+    held = layout.SegmentName(GENERATION, 0, 4)
+    monkeypatch.setattr(RingReader, "segment_manifest", lambda *_: None)  # being evicted: says nothing
+    names = (held, layout.SegmentName(GENERATION, 3, 9))
+    with pytest.raises(CorruptError, match="the same readings"):
+        snapshot._apart(RingReader(PosixReadStorage(store.root)), names)
+
+
 def test_what_is_beyond_durable_is_not_seen(store, ring):
     mark = (store.root / layout.DURABLE).read_bytes()
     store.add(some(8, 4))
@@ -182,6 +204,11 @@ REFUSED = [
     "SELECT * FROM glob('/etc/*')",
     "SELECT getenv('HOME')",
     "SELECT value + tag FROM readings",
+    "WITH x AS (DELETE FROM tags RETURNING *) SELECT * FROM x",
+    "WITH x AS (INSERT INTO tags SELECT * FROM tags RETURNING *) SELECT count(*) FROM x",
+    "SELECT repeat('x', 2000000000)",
+    "SELECT repeat('x', 20000000)",
+    "SELECT list(range) FROM range(200000000)",
 ]
 
 
@@ -201,6 +228,31 @@ def test_whatever_is_not_one_reading_statement_is_refused_and_changes_nothing(ri
 )  # fmt: skip
 def test_reading_statements_are_taken(ring, sql):
     assert run_query(ring, sql).rows
+
+
+def test_a_child_that_ends_within_a_line_is_an_error_of_ours_not_of_the_parser(ring, monkeypatch):
+    half = """import sys; sys.stdin.readline(); print('{"columns": [], "types": []}'); print('[1, ', end='', flush=True); sys.exit(9)"""
+    monkeypatch.setattr(query, "COMMAND", (sys.executable, "-c", half))
+    with pytest.raises(QueryRefused, match="ended with code 9"):
+        run_query(ring, "SELECT 1")
+
+
+def test_memory_of_python_is_bounded_too(ring, monkeypatch):
+    with pytest.raises(QueryRefused, match="ask for less"):
+        run_query(ring, "SELECT repeat('x', 4000000) FROM range(2000)")
+
+
+def test_nothing_is_written_into_the_ring_by_a_result(ring):
+    before = digests(ring)
+    for place in (ring / "g.main" / layout.SEGMENTS, ring):
+        with pytest.raises(QueryRefused, match="a part of the ring"):
+            query.write_query(ring, "SELECT 1", place / "x.parquet")
+    assert digests(ring) == before
+
+
+def test_a_place_that_cannot_be_written_is_a_fault_that_names_it(ring):
+    with pytest.raises(StorageFault, match="/proc: cannot be written"):
+        query.write_query(ring, "SELECT 1", Path("/proc/x.csv"))
 
 
 def test_a_wrong_name_gets_the_list_of_views(ring):

@@ -196,3 +196,23 @@ def test_a_crash_loop_leaves_no_journals_behind(tmp_path):
     for nonce in range(1, 25):
         crash(open_ring(tmp_path, nonce=nonce))
     assert sum(layout.parse_journal(name) is not None for name in os.listdir(tmp_path / "journal")) <= 3
+
+
+@pytest.mark.parametrize("ordinal", ["9999999999", "4294967295", "2147483647"])
+@pytest.mark.parametrize("name", ["journal/{}-ffffffff-0000000000000000-000000.journal", "last/{}-ffffffff-0000000000000000"])
+def test_a_name_beyond_the_last_generation_keeps_nobody_from_starting(tmp_path, ordinal, name):
+    ring = open_ring(tmp_path)
+    ring.append(some(0, 10))
+    ring.commit(instant(1))
+    crash(ring)
+    (tmp_path / name.format(ordinal)).write_bytes(b"\xff" * 9_000)
+    again = open_ring(tmp_path, 2)
+    assert again.generation >> 32 == 2
+    assert [value for _, _, value in read_all(tmp_path)] == list(range(10))
+
+
+def test_a_file_of_the_last_generation_is_named_not_a_crash(tmp_path):
+    crash(open_ring(tmp_path))
+    (tmp_path / f"journal/{layout.ORDINAL_MAX:010d}-ffffffff-0000000000000000-000000.journal").write_bytes(b"")
+    with pytest.raises(StorageFault, match="move it away"):
+        open_ring(tmp_path, 2)

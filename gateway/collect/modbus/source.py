@@ -92,6 +92,7 @@ class ModbusSource:
         self._groups: list[Group] = []
         self._good: Span | None = None  # a value that was read last: asked for to see whether the device lives
         self._faults = 0
+        self._unasked = 0  # polls since the last one was due that a silence ended before their last block
         self._changed: dict[tuple[str, str], list[str]] = {}  # (event, reason) -> tags, in this round
         self._skip_noticed_ns: int | None = None
         self._saved_ns = self._now()
@@ -161,10 +162,14 @@ class ModbusSource:
             silent = None if full else await self._round(group, sink, outbox)
             if silent is None:
                 due[group.every_ns], skipped = next_due(due[group.every_ns], group.every_ns, self._now())
-                self._skipped(skipped + full, sink)
+                self._skipped(skipped + full + self._unasked, sink)
+                self._unasked = 0
             else:
                 await self._silent(silent, sink, outbox)
-                due = {every: next_due(at, every, self._now())[0] for every, at in due.items()} | {group.every_ns: self._now()}
+                late = {every: next_due(at, every, self._now()) for every, at in due.items()}
+                if self.state.state == "up":  # no marker says so: a fault that is tolerated
+                    self._skipped(sum(count for _, count in late.values()), sink)
+                due = {every: at for every, (at, _) in late.items()} | {group.every_ns: self._now()}
             if self._now() - self._saved_ns > SAVE_S * 1e9:
                 await self._save()
 
@@ -242,6 +247,7 @@ class ModbusSource:
                 return fault
             self._note(group, poll, index, asked)
             if fault is not None:
+                self._unasked += index != order[-1]
                 break
             answered = True
         return None

@@ -231,7 +231,10 @@ class LastState:
         for gap in self.gaps.values():
             if gap.source == source:
                 rows = gap.last.rows
-                gap.first_live = _grown(gap.first_live, int(rows["tag"].max(initial=0)) + 1, _NOT_YET)
+                gap.first_live = _grown(gap.first_live, max(len(self._source_of), int(rows["tag"].max(initial=0)) + 1), _NOT_YET)
+                none = np.flatnonzero((self._source_of == source) & (gap.first_live[: len(self._source_of)] == _NOT_YET))
+                none = none[~np.isin(none, rows["tag"])]  # without a newest reading, either: a moment before all there can be says the same
+                gap.first_live[none] = 0
                 waiting = gap.first_live[rows["tag"]] == _NOT_YET
                 gap.first_live[rows["tag"][waiting]] = rows["source"][waiting]
 

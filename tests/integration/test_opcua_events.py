@@ -85,7 +85,7 @@ async def test_what_is_active_when_nobody_has_told_us_since_is_read_from_the_ser
     told = [json.loads(str(row.value)) for row in rows if row.flags & Flag.INITIAL]
     assert [(one["condition"], one["active"], one["retain"]) for one in told] == [("LevelHigh", True, True), ("LevelHigh", False, True)], rows
     assert told[0]["severity"] > 0 and told[0]["source"]
-    assert [row.quality for row in rows if row.flags & Flag.MARKER and not row.quality] == [0, 0], "these, and no others"
+    assert [row.quality for row in rows if row.flags == Flag.MARKER and not row.quality] == [0, 0], "these, and no others"
     first = next(row for row in rows if row.flags & Flag.INITIAL)
     assert first.ts_source_ns < first.ts_ns, "ts says as of when, ts_source since when"
     assert [one["active"] for one in sink.told(NoticeKind.TAG) if one["event"] == "active alarms read"] == [1, 1]

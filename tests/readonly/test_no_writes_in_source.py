@@ -25,6 +25,8 @@ READS = {
     *("CreateSubscriptionRequest", "DeleteSubscriptionsRequest", "TransferSubscriptionsRequest", "CreateMonitoredItemsRequest"),
     *("MonitoredItemCreateRequest", "TranslateBrowsePathsToNodeIdsRequest", "GetEndpointsRequest", "CreateSessionRequest", "CloseSessionRequest"),
 }
+DETAILS = {name for name in vars(asyncua.ua) if name.endswith("Details")}  # what a history is asked for, or changed with
+HISTORY_READS = {"HistoryReadDetails", "ReadRawModifiedDetails", "ReadEventDetails"}  # the first: the field that holds one of the others
 
 
 def collect_files() -> list[Path]:
@@ -54,6 +56,12 @@ def test_no_method_that_writes_is_named(path: Path) -> None:
 @pytest.mark.parametrize("path", collect_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_request_but_reads_is_made(path: Path) -> None:
     assert not (names_in(path) & REQUESTS) - READS
+
+
+@pytest.mark.parametrize("path", collect_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_history_is_asked_for_values_and_events_and_changed_by_nothing(path: Path) -> None:
+    assert {"UpdateDataDetails", "UpdateEventDetails", "DeleteEventDetails", "DeleteRawModifiedDetails"} <= DETAILS
+    assert not (names_in(path) & DETAILS) - HISTORY_READS
 
 
 def test_the_test_sees_what_it_looks_for(tmp_path: Path) -> None:

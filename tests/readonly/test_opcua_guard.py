@@ -186,6 +186,20 @@ async def test_every_read_passes(wire: tuple[GuardedClient, Socket], kind: type)
     assert len(socket.sent) > 20
 
 
+@pytest.mark.parametrize("details", [ua.ReadRawModifiedDetails(), ua.ReadEventDetails()], ids=lambda one: type(one).__name__)
+async def test_history_of_values_and_of_events_passes_and_no_change_of_it(wire: tuple[GuardedClient, Socket], details: Any) -> None:
+    client, socket = wire
+    change = ua.HistoryUpdateRequest()
+    change.Parameters.HistoryUpdateDetails = [ua.DeleteEventDetails()]
+    with pytest.raises(WriteRefused):
+        client.uaclient.protocol._send_request(change)
+    assert not socket.sent
+    read = ua.HistoryReadRequest()
+    read.Parameters.HistoryReadDetails = details
+    client.uaclient.protocol._send_request(read)
+    assert len(socket.sent) > 20
+
+
 async def test_hello_passes_and_only_alone(wire: tuple[GuardedClient, Socket]) -> None:
     client, socket = wire
     hello = uatcp_to_binary(ua.MessageType.Hello, ua.Hello(EndpointUrl="opc.tcp://127.0.0.1:4840"))

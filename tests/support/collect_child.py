@@ -11,13 +11,13 @@ from pathlib import Path
 
 from gateway.cli.processes import serve
 from gateway.collect import service
-from gateway.collect.opcua import guarded, link, source, subscribe
+from gateway.collect.opcua import fill, guarded, link, source, subscribe
 from gateway.runtime import real
 
 
 def shorten(name: str, value: float) -> None:
     """Set a constant in every module that has it."""
-    found = [module for module in (guarded, link, source, subscribe) if hasattr(module, name)]
+    found = [module for module in (fill, guarded, link, source, subscribe) if hasattr(module, name)]
     assert found, name
     for module in found:
         setattr(module, name, type(getattr(module, name))(value))

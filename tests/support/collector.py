@@ -46,7 +46,7 @@ class Collector:
         self.told: dict[str, list[dict[str, object]]] = collections.defaultdict(list)
         self.open_gaps = 0
         self.filling = False  # the newest block is history of a gap that is still open
-        self.live = 0  # readings that are not history
+        self.live = self.history = 0  # readings of each kind
 
     async def start(self) -> None:
         command = [sys.executable, "-m", "tests.support.collect_child", str(self._pickled), *self._limits]
@@ -91,6 +91,7 @@ class Collector:
         self.filling = manifest.fill is not None and self.open_gaps > 0
         columns = decode(frame.payload, manifest.count) if manifest.count else empty_columns()
         self.live += 0 if manifest.fill else len(columns)
+        self.history += len(columns) if manifest.fill else 0
         for row in np.flatnonzero(columns.tag < limits.TAG_NUMBER_FIRST):
             told = json.loads(columns.texts[int(columns.values[row])])
             self.told[NoticeKind(int(columns.tag[row])).name.lower()].append(told)

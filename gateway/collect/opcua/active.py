@@ -3,7 +3,7 @@
 A new subscription brings events from now on; which alarms were active before, or went while we were away, it does not say. Where the server
 shows its conditions (OPC 10000-9, 4.11: HasEventSource and HasCondition from the notifier down), each retained one is a reading:
 
-    the fields of an event that the node has, ts: when the reading of nodes began, ts_source: its own Time, flag INITIAL
+    the fields of an event that the node has, ts: when the reading of nodes began, ts_source: its own Time, flags INITIAL and MARKER
 
 and a marker of quality Good after them says: these, and no others. Where it shows none, or does not answer in full, the marker says
 Bad_WaitingForInitialData: not known before each alarm's next change. On an outage that lost nothing the marker says Good by itself.

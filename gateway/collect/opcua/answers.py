@@ -22,6 +22,7 @@ PUBLISH_RESPONSE, REPUBLISH_RESPONSE, READ_RESPONSE, HISTORY_READ_RESPONSE, SERV
 ITEMS_MAX: Final = 1_000_000  # in one message: a hundred times what is asked for (MaxNotificationsPerPublish)
 
 _DATA_CHANGE, _STATUS_CHANGE, _EVENTS, _HISTORY_DATA = "i=811", "i=820", "i=916", "i=658"
+_HISTORY_EVENT: Final = "i=661"
 _BAD: Final = 0x8000_0000  # severity bit of a StatusCode (OPC 10000-4, 7.39)
 
 
@@ -160,6 +161,10 @@ def decode_history(data: bytes, structure: Structure = None) -> list[History]:
         status = reader.u32()
         point = reader.blob() or b""
         kind, at, end = _skip_structure(reader)
+        if kind == _HISTORY_EVENT:
+            blank = blank_items(count_events(data, at, end, handles=False))
+            results.append(History(status, point, decode_events(data, at, end, blank, handles=False)))
+            continue
         body = Reader(data, at, end)
         count = _item_count(body) if kind == _HISTORY_DATA else 0
         results.append(History(status, point, decode_items(data, body.at, end, count, 0, structure)[0]))

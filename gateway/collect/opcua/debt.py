@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from buffer.types import Columns
     from gateway.collect.opcua.answers import History
     from gateway.collect.opcua.decode import Items
+    from gateway.collect.opcua.items import Wish
     from gateway.collect.source import Gap
 
 SPREAD: Final = 2  # what a request asks for is at most so many times what is owed
@@ -49,11 +50,28 @@ class Debt:
     after_ns: int
     before_ns: int
     rank: int | None = None
+    wish: Wish | None = None  # of events: how they are asked for
+    look_ns: int | None = None  # of events: from here on something shows that the history reaches back
 
     @property
     def place(self) -> int:
         """Where it stands among all debts of a gap."""
         return self.number if self.rank is None else self.rank
+
+    @property
+    def shown_ns(self) -> int:
+        """From when on the history is looked at to see whether it reaches back."""
+        return self.after_ns - REACH_NS if self.look_ns is None else self.look_ns
+
+    @property
+    def begin_ns(self) -> int:
+        """From when on it is asked."""
+        return self.after_ns - REACH_NS if self.look_ns is None else self.after_ns
+
+    @property
+    def reached_ns(self) -> int:
+        """What is as old as this shows that the history reaches back: the first event that may be owed may be the last one that came."""
+        return self.after_ns + (self.wish is not None)
 
 
 @dataclass(slots=True)
@@ -65,13 +83,23 @@ class Chunk:
     reached: set[int] = field(default_factory=set)
     unserved: set[int] = field(default_factory=set)
 
+    def unreached(self) -> set[int]:
+        """Return the places of debts that nothing shows how far back the history reaches for; what shows it for one of a node shows it for all."""
+        shown = {debt.node for debt in self.debts if debt.place in self.reached}
+        return {debt.place for debt in self.debts if debt.node not in shown}
+
     def give_up(self) -> None:
         """No tag of it can be served."""
         self.unserved = {debt.place for debt in self.debts}
 
+    @property
+    def events(self) -> bool:
+        """Whether it is about events: those of a gap are one chunk, for what is settled is one time."""
+        return self.debts[0].wish is not None
+
     def halves(self) -> list[Chunk]:
         """Return two chunks to ask instead; none where one tag is left or some of it is committed: then it is given up."""
-        if len(self.debts) == 1 or self.cursor_ns != NO_TIME:
+        if len(self.debts) == 1 or self.cursor_ns != NO_TIME or self.events:
             self.give_up()
             return []
         middle = len(self.debts) // 2
@@ -108,16 +136,20 @@ def pack_progress(chunk: Chunk, unserved: int) -> bytes:
 
 
 def in_slices(debts: Sequence[Debt], size: int, span_ns: int = 2**63) -> list[list[Debt]]:
-    """Return debts in parts of at most `size`, each within span_ns: one tag whose source lives in 1970 has no other asked from there on."""
+    """Return debts in parts of at most `size`, each within span_ns; those of events as one, the last.
+
+    Within span_ns: one tag whose source lives in 1970 has no other asked from there on.
+    """
     out: list[list[Debt]] = []
     since_ns = until_ns = 0
-    for debt in debts:
+    for debt in [debt for debt in debts if debt.wish is None]:
         since_ns, until_ns = min(since_ns, debt.after_ns), max(until_ns, debt.before_ns)
         if not out or len(out[-1]) == size or until_ns - since_ns > span_ns:
             out.append([])
             since_ns, until_ns = debt.after_ns, debt.before_ns
         out[-1].append(debt)
-    return out
+    events = [debt for debt in debts if debt.wish is not None]
+    return [*out, events] if events else out
 
 
 def remaining(
@@ -155,12 +187,22 @@ class Harvest:
     cursor_ns: int | None
 
 
+def every(_debt: Debt, _items: Items, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return all rows: every value between is owed."""
+    return rows
+
+
 def harvest(
-    convert: Callable[[int, Items, NDArray[np.int64]], Columns], chunk: Chunk, results: Sequence[History], cursor_ns: int, most: int
+    convert: Callable[[int, Items, NDArray[np.int64]], Columns],
+    chunk: Chunk,
+    results: Sequence[History],
+    cursor_ns: int,
+    most: int,
+    choose: Callable[[Debt, Items, NDArray[np.int64]], NDArray[np.int64]] = every,
 ) -> Harvest:
     """Take from an answer to a request from cursor_ns on what is owed; note in the chunk who was served.
 
-    convert: TagStates.history. most: values per node that were asked for.
+    convert: TagStates.history. most: values per node that were asked for. choose: of what lies between, what is owed.
     """
     ends: list[int] = []
     for debt, one in zip(chunk.debts, results, strict=True):
@@ -172,7 +214,7 @@ def harvest(
         owed = (ts > debt.after_ns) & (ts < debt.before_ns) & (ts >= cursor_ns) & ~np.isin(one.items.quality, _NO_BOUND)
         if stop_ns is not None:
             owed &= ts < stop_ns
-        which = np.flatnonzero(owed)
+        which = choose(debt, one.items, np.flatnonzero(owed))
         which = which[np.argsort(ts[which], kind="stable")]
         parts.append(convert(debt.number, one.items, which[_first_of_equal(one.items, which)]))
     return Harvest(concat([part for part in parts if len(part)]), stop_ns)
@@ -183,7 +225,7 @@ def _judge(chunk: Chunk, debt: Debt, one: History, cursor_ns: int, most: int, en
     ts = one.items.source_ns
     if one.status >> _BAD and one.status not in _NOTHING_THERE:
         chunk.unserved.add(debt.place)
-    if np.any((ts <= debt.after_ns) & (ts != NO_TIME) & ~np.isin(one.items.quality, _NO_BOUND)):
+    if np.any((ts <= debt.reached_ns) & (ts != NO_TIME) & ~np.isin(one.items.quality, _NO_BOUND)):
         chunk.reached.add(debt.place)
     if not one.point and len(ts) < most:
         return

@@ -2,7 +2,7 @@
 
 A tag of type "event" or "alarm" names an event notifier (i=2253 is the server itself); "alarm" asks for conditions only. One reading per event:
 
-    {"type": NodeId, "source": name, "message": text, "severity": 1..1000, ...}   null fields are left out
+    {"id": EventId, "type": NodeId, "source": name, "message": text, "severity": 1..1000, ...}   null fields are left out
 
 What is asked for, in this order, fields of conditions (OPC 10000-9, 5.5.2 and 5.8.2) last, so that a server without them can be asked for
 the others alone. Which alarms are active when a subscription begins is read from the server's nodes (gateway.collect.opcua.active), or marked as
@@ -12,6 +12,7 @@ type: that reading is flagged OVERFLOW.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Field(NamedTuple):
 
 
 FIELDS: Final = (
+    Field("id", BASE_EVENT, ("EventId",)),  # first: a text that is cut still begins with it
     Field("type", BASE_EVENT, ("EventType",)),
     Field("source_node", BASE_EVENT, ("SourceNode",)),
     Field("source", BASE_EVENT, ("SourceName",)),
@@ -54,6 +56,7 @@ FIELDS: Final = (
 )
 BASE_FIELDS: Final = tuple(one for one in FIELDS if one.type == BASE_EVENT)
 _FIELDS_MAX: Final = 256  # in one event: we ask for a dozen
+_ID: Final = '{"id":"'
 
 
 def is_event(tag: TagRow) -> bool:
@@ -61,12 +64,29 @@ def is_event(tag: TagRow) -> bool:
     return tag.type in ("event", "alarm")
 
 
-def decode_events(data: bytes, at: int, end: int, blank: Items) -> Items:
-    """Return the events of one EventNotificationList body; raise CorruptError. blank: as many items as `count_events` says."""
+def event_id(text: str) -> str:
+    """Return the EventId in the text of an event, base64; "" where the server gave none."""
+    return text[len(_ID) : text.find('"', len(_ID))] if text.startswith(_ID) else ""
+
+
+def is_condition(text: str) -> bool:
+    """Say whether the text of an event may be that of a condition: one has at least a name and Retain (OPC 10000-9, 5.5.2)."""
+    try:
+        return not {"condition", "retain"}.isdisjoint(json.loads(text))
+    except ValueError:
+        return True  # cut
+
+
+def decode_events(data: bytes, at: int, end: int, blank: Items, handles: bool = True) -> Items:
+    """Return the events of one EventNotificationList body, or of a HistoryEvent, which has no handles; raise CorruptError.
+
+    blank: as many items as `count_events` says.
+    """
     reader = Reader(data, at, end)
     texts: list[str] = []
     for row in range(reader.count()):
-        blank.handle[row] = reader.u32()
+        if handles:
+            blank.handle[row] = reader.u32()
         plain: dict[str, object] = {}
         blank.source_ns[row] = _fields(reader, plain)
         value = json_value({name: said for name, said in plain.items() if said is not None}, reader)
@@ -78,10 +98,10 @@ def decode_events(data: bytes, at: int, end: int, blank: Items) -> Items:
     return type(blank)(blank.handle, blank.kind, blank.values, blank.quality, blank.flags, blank.source_ns, tuple(texts))
 
 
-def count_events(data: bytes, at: int, end: int) -> int:
+def count_events(data: bytes, at: int, end: int, handles: bool = True) -> int:
     """Return how many events a body claims; not more than it has bytes for (handle and count of fields: 8)."""
     count = Reader(data, at, end).count()
-    if count * 8 > end - at:
+    if count * (8 if handles else 4) > end - at:
         raise CorruptError("more events than bytes", offset=at)
     return count
 

@@ -16,8 +16,9 @@ from gateway.collect.opcua.answers import decode_message
 from gateway.collect.opcua.arrays import Arrays
 from gateway.collect.opcua.byhand import Hand, by_hand
 from gateway.collect.opcua.committer import Committer
+from gateway.collect.opcua.eventdebt import EDGE_NS, LATE_NS, Seen, Times, first_progress
 from gateway.collect.opcua.readings import TagStates, Taken
-from gateway.collect.opcua.tracker import Tracker, make_position
+from gateway.collect.opcua.tracker import Tracker, make_position, settled_of, with_settled
 from gateway.collect.source import Batch, GapChange, GapStep
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ class Feed:
         self._opening: set[asyncio.Task[None]] = set()
         self.fill_losses: dict[int, int] = {}  # gap id -> connections lost in a row while its history was asked for
         self.program_ns = -(10**18)  # monotonic: when the server was last found to run another program
+        self._placed = self._known.position  # as of the newest batch
+        self._event_tags = self.states.numbers[self.states.events]
+        known_events = {number: self._known.last[number] for number in self._event_tags.tolist() if number in self._known.last}
+        self.seen = Seen(known_events)
+        settled_ns = settled_of(self._known.position)
+        self.settled_ns = NO_TIME if settled_ns is None else settled_ns  # of events (gateway.collect.opcua.eventdebt), server's clock
+        self._lived_ns = self._until_ns = NO_TIME  # when history may be asked, by our clock; up to when, by the server's
+        self.outages = 0  # that began, with a gap of their own or one that goes on
         self.semantics_changed = False  # a status said so: types, units or the program may be others now
         self.alive_number = next((tag.number for tag in settings.tags if settings.alive and tag.id == settings.alive.tag), None)
         self.alive_changed_ns: int | None = None
@@ -116,7 +125,7 @@ class Feed:
             return True
         number = message.sequence
         tracker.took(number)
-        position = make_position(subscription.identity, subscription.id, number)
+        position = self._place(make_position(subscription.identity, subscription.id, number))
         try:
             columns = self._convert(decode_message(message, self.structure))
             self._open_overflow(columns)
@@ -146,6 +155,8 @@ class Feed:
         since = min(now, self._level_ns) - self._slack_ns
         self.states.resent = self.runtime.monotonic_ns() - self._kept_ns < RESENT_NS
         taken = self.states.take(items, now, since, trusted, self.settings.clock)
+        if len(self._event_tags):
+            self.seen.took(taken.columns, np.flatnonzero(np.isin(taken.columns.tag, self._event_tags)))
         self._tell(taken, now)
         if self.alive_number is not None and np.any(taken.columns.tag == self.alive_number):
             self.alive_changed_ns = self.runtime.monotonic_ns()
@@ -173,13 +184,45 @@ class Feed:
         """Note that the server has nothing more for us now."""
         self._level_ns = self.now()[0]
 
+    # ---- events ----
+
+    def _place(self, position: bytes | None) -> bytes | None:
+        self._placed = with_settled(position, self.settled_ns) if self.settled_ns != NO_TIME else position
+        return self._placed
+
+    def lived(self, skew_ns: int | None) -> None:
+        """Note that the subscription lives now. skew_ns: the server's clock minus ours."""
+        until_ns = self.now()[0] + EDGE_NS
+        self._lived_ns, self._until_ns = until_ns + LATE_NS, until_ns + (skew_ns or 0)
+
+    @property
+    def events_level(self) -> bool:
+        """Whether what came live of the time when the subscription lived has come: the history before it can be told from it."""
+        return self._level_ns >= self._lived_ns
+
+    def event_times(self, gap: Gap, skew_ns: int) -> Times:
+        """Return between which times the events of a gap are to be looked for."""
+        return Times(gap.from_ns + skew_ns, self._until_ns, self.settings.history_fill_ns)
+
+    def settle(self, until_ns: int) -> bytes | None:
+        """Note that events up to this time are settled, but no further than live ones have come; return the position to commit."""
+        self.settled_ns = max(self.settled_ns, min(until_ns, self._until_ns))
+        return self._place(self._placed)
+
+    async def begin_events(self) -> None:
+        """From the first subscription on events are owed, also of a notifier that never spoke."""
+        if len(self._event_tags) and self.settled_ns == NO_TIME and self.events_level:
+            await self.committer.submit(Batch(self.name, empty_columns(), self.settle(self._until_ns)))
+
     # ---- gaps ----
 
     async def open_gap(self, reason: str) -> None:
         """Commit a gap since the last moment we were level, before any later reading; a gap without a later reading goes on."""
         self.settled = False
+        self.outages += 1
         gaps = self.sink.known(self.name).gaps
-        if not self.states.has.any() or any(not gap.first_live_ns and not by_hand(gap) for gap in gaps):
+        nothing = not self.states.has.any() and self.settled_ns == NO_TIME
+        if nothing or any(not gap.first_live_ns and not by_hand(gap) for gap in gaps):
             return
         await self._open(None, reason)
 
@@ -196,7 +239,8 @@ class Feed:
             from_ns += 1
         self._concerned[from_ns] = concerned
         self.notice(NoticeKind.GAP, event="opened", since_ns=from_ns, reason=reason)
-        task = self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns)))
+        progress = first_progress(self.settled_ns) if concerned is None and len(self._event_tags) else b""
+        task = self.committer.submit(Batch(self.name, empty_columns(), None, GapChange(GapStep.OPEN, from_ns=from_ns, progress=progress)))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
         return task
@@ -224,7 +268,7 @@ class Feed:
         return len(numbers if concerned is None else numbers & concerned)
 
     def events_concerned(self, gap: Gap) -> int:
-        """Return of how many event tags a gap may hide something: their history is not asked for."""
+        """Return of how many event tags a gap may hide something."""
         concerned = self.concerned(gap)
         numbers = self.states.numbers[self.states.events].tolist()
         return sum(concerned is None or number in concerned for number in numbers)
@@ -254,7 +298,8 @@ class Feed:
         n = len(numbers)
         for one in conditions or ():
             if one.active:
-                columns = make_columns(numbers, [as_of_ns] * n, [Kind.TEXT] * n, range(n), [GOOD] * n, [Flag.INITIAL] * n, (one.text,) * n)
+                flags = [Flag.INITIAL | Flag.MARKER] * n  # no event: neither the newest one nor the first after a gap
+                columns = make_columns(numbers, [as_of_ns] * n, [Kind.TEXT] * n, range(n), [GOOD] * n, flags, (one.text,) * n)
                 said = np.full(n, as_of_ns if one.time_ns == NO_TIME else one.time_ns, np.int64)
                 self.committer.submit(Batch(self.name, replace(columns, ts_source_ns=said)))
         quality = BAD_WAITING_FOR_INITIAL_DATA if conditions is None else GOOD

@@ -8,11 +8,15 @@ costs one request. A request that is slow, fails or is refused as too large is c
 "Filled" is said only if the server served every tag over its whole range, from a value at or before our last reading on. Everything else
 is unfillable, with the reason; what the server did have is in the ring all the same.
 
+Events are asked in the same way, last and as one chunk (gateway.collect.opcua.eventdebt), where the notifier's node says that it has a history.
+What a queue of events threw away is not asked: which of it came live nobody can say after a kill.
+
 What a person asks for (gateway.collect.opcua.byhand) is paid in the same way, when nothing else is owed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -20,17 +24,21 @@ from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
 from buffer.types import empty_columns
 from gateway.collect.clock import NO_TIME
+from gateway.collect.opcua import eventdebt
 from gateway.collect.opcua.address import parse_address
-from gateway.collect.opcua.answers import ServiceFault
+from gateway.collect.opcua.answers import History, ServiceFault
 from gateway.collect.opcua.byhand import by_hand, debts_by_hand, split_progress
-from gateway.collect.opcua.debt import REACH_NS, SPREAD, Chunk, Debt, alike, debts_of, harvest, in_slices, pack_progress, remaining
+from gateway.collect.opcua.debt import SPREAD, Chunk, Debt, alike, debts_of, every, harvest, in_slices, pack_progress, remaining
+from gateway.collect.opcua.decode import blank_items
 from gateway.collect.opcua.events import is_event
+from gateway.collect.opcua.items import EVENT_NOTIFIER
+from gateway.collect.opcua.subscribe import FILTER_REFUSED, plainer, wish_of
 from gateway.collect.source import Batch, GapChange, GapStep
 from gateway.errors import PlantError
 
 if TYPE_CHECKING:
-    from gateway.collect.opcua.answers import History
     from gateway.collect.opcua.feed import Feed
+    from gateway.collect.opcua.items import Wish
     from gateway.collect.opcua.session import Session
     from gateway.collect.source import Gap
 
@@ -42,8 +50,9 @@ FIRST_VALUES_S: Final = 30.0  # for the first values after a new subscription
 SILENT_MAX: Final = 2  # requests in a row without an answer: each keeps the load contract from asking for live readings for a while
 REFUSED_MAX: Final = 8  # requests in a row that are refused or not understood, down to one tag
 LOST_MAX: Final = 5  # connections lost while one gap was asked for, without any progress: the server cannot bear it
-ACCESS_LEVEL, HISTORY_READ = 17, 4  # attribute and its bit (OPC 10000-3, 8.57)
-_NOT_HERE: Final = frozenset({0x800B_0000, 0x8071_0000, 0x803D_0000})  # BadServiceUnsupported, BadHistoryOperationUnsupported, BadNotSupported
+ACCESS_LEVEL, HISTORY_READ = 17, 4  # attribute and its bit, the same in EventNotifier (OPC 10000-3, 8.57 and 8.59)
+# BadServiceUnsupported, BadHistoryOperationInvalid, BadHistoryOperationUnsupported, BadNotSupported
+_NOT_HERE: Final = frozenset({0x800B_0000, 0x8071_0000, 0x8072_0000, 0x803D_0000})
 
 
 async def fill(session: Session, feed: Feed) -> None:
@@ -56,13 +65,15 @@ async def fill(session: Session, feed: Feed) -> None:
             continue
         if not feed.sink.known(feed.name).gaps:
             if not feed.opening:
+                await feed.begin_events()
                 await feed.hand.begin(feed)
             continue
         await feed.committer.submit(Batch(feed.name, empty_columns()))  # durable after all before it: the first live readings are known
         gaps = feed.sink.known(feed.name).gaps
         if gaps:
             gap = max(gaps, key=lambda gap: (not by_hand(gap), gap.from_ns))
-            await (_ByHand if by_hand(gap) else _Fill)(session, feed, gap).pay()
+            if feed.events_level or eventdebt.split_progress(gap.progress)[0] is None:
+                await (_ByHand if by_hand(gap) else _Fill)(session, feed, gap).pay()
 
 
 class _Fill:
@@ -77,6 +88,11 @@ class _Fill:
         self._readings = 0
         self._silent = self._refused = 0  # requests in a row without an answer, or with one that helps nobody
         self._hopeless = ""
+        self._outages = feed.outages
+        self._head, self._progress = eventdebt.split_progress(gap.progress)
+        self._chosen = eventdebt.Owed(gap, feed.seen, self._head.doubtful if self._head else 0)
+        self._without: set[int] = set()  # event tags found to have no history, by place
+        self._plain: set[int] = set()  # event tags whose filter was refused
 
     async def pay(self) -> None:
         """Ask for everything that is owed, then close the gap."""
@@ -94,13 +110,13 @@ class _Fill:
         debts, unpaid = self._owed(self._nodes())
         able = await self._historized(debts)
         chunks, self._unserved = self._remaining(able, self._session.facts.limits["MaxNodesPerHistoryReadData"])
-        while chunks and not self._hopeless:
-            if self._gives_way():
-                return
+        while chunks and not self._hopeless and not self._gives_way():
             chunk = chunks.pop(0)
             halves = await self._ask(chunk)
             chunks[:0] = halves
             self._unserved += 0 if halves else len(chunk.unserved)
+        if self._gives_way():
+            return
         if self._hopeless:
             await self._close(GapStep.UNFILLABLE, self._hopeless)
         elif missing := self._missing(debts, able):
@@ -116,34 +132,50 @@ class _Fill:
         nodes = {tag.number: parse_address(tag.address, settings.namespaces).node_id(spaces) for tag in settings.tags if not is_event(tag)}
         return {number: node for number, node in nodes.items() if node}
 
+    def _wishes(self) -> dict[int, Wish]:
+        """Return how the events of each tag that has a node at this server are asked for."""
+        settings, spaces = self._feed.settings, self._session.facts.namespaces
+        nodes = [(tag, parse_address(tag.address, settings.namespaces).node_id(spaces)) for tag in settings.tags if is_event(tag)]
+        return {tag.number: wish_of(tag, node, settings.publish_ns) for tag, node in nodes if node}
+
     # ---- what a fill by hand does otherwise ----
 
     def _owed(self, nodes: dict[int, str]) -> tuple[list[Debt], str]:
         feed, gap = self._feed, self._gap
         debts, unpaid = debts_of(gap, nodes, feed.settings.history_fill_ns, feed.concerned(gap), feed.span(gap))
-        unseen = feed.unseen(gap)
-        return debts, unpaid or (f"{unseen} tags have no value after it" if unseen else "")
+        if unseen := feed.unseen(gap):
+            unpaid = unpaid or f"{unseen} tags have no value after it"
+        if self._head is None:
+            return debts, unpaid
+        events, cut = eventdebt.event_debts(gap, self._head, self._wishes(), feed.event_times(gap, self._session.facts.skew_ns or 0))
+        return debts + events, unpaid or ("older than history_fill" if cut else "")
 
     def _remaining(self, debts: list[Debt], size: int) -> tuple[list[Chunk], int]:
         together = partial(in_slices, span_ns=SPREAD * self._feed.settings.history_fill_ns)
-        return remaining(debts, self._gap.progress, size, together)
+        return remaining(debts, self._progress, size, together)
 
     def _packed(self, chunk: Chunk, unserved: int) -> bytes:
-        return pack_progress(chunk, unserved)
+        packed = pack_progress(chunk, unserved)
+        return replace(self._head, doubtful=self._chosen.doubtful).pack(packed) if self._head else packed
 
     def _gives_way(self) -> bool:
-        return False
+        """A newer outage is paid first; and it owes the events that this one has not paid yet."""
+        return self._outages != self._feed.outages
 
     def _missing(self, debts: list[Debt], able: list[Debt]) -> str:
         """Return what the server's history does not have, "" if nothing."""
         unserved = self._unserved + len(debts) - len(able)
+        if unserved and unserved == len(self._without):
+            return f"no history of events, {unserved} tags; all values are filled"
         if unserved and unserved == len(debts) and not self._readings:
             return "no history"
         return f"no history of {unserved} tags over the whole gap" if unserved else ""
 
     async def _closed_whole(self) -> None:
-        if events := self._feed.events_concerned(self._gap):
-            await self._close(GapStep.UNFILLABLE, f"events are not asked from history, {events} tags; all values are filled")
+        if self._head is None and (events := self._feed.events_concerned(self._gap)):
+            await self._close(GapStep.UNFILLABLE, f"which events are missing is not known, {events} tags; all values are filled")
+        elif doubtful := self._chosen.doubtful:
+            await self._close(GapStep.UNFILLABLE, f"{doubtful} events at the very time of the first or last that came: not told apart, left out")
         else:
             await self._close(GapStep.FILLED, "from the server's history")
 
@@ -151,21 +183,25 @@ class _Fill:
 
     async def _historized(self, debts: list[Debt]) -> list[Debt]:
         """Return the debts whose node may have a history; a node that does not say is asked."""
-        if not debts:
-            return debts
-        try:
-            levels = await self._session.read([debt.node for debt in debts], ACCESS_LEVEL)
-        except ServiceFault:
-            return debts
-        said = [levels.value(row) for row in range(len(debts))]
-        return [debt for debt, level in zip(debts, said, strict=True) if not isinstance(level, int) or level & HISTORY_READ]
+        able: list[Debt] = []
+        for attribute in (ACCESS_LEVEL, EVENT_NOTIFIER):
+            some = [debt for debt in debts if (debt.wish is not None) == (attribute == EVENT_NOTIFIER)]
+            try:
+                levels = await self._session.read([debt.node for debt in some], attribute) if some else blank_items(0)
+            except ServiceFault:
+                able += some
+                continue
+            said = [levels.value(row) for row in range(len(some))]
+            able += [debt for debt, level in zip(some, said, strict=True) if not isinstance(level, int) or level & HISTORY_READ]
+        self._without |= {debt.place for debt in debts if debt.wish is not None and debt not in able}
+        return able
 
     async def _ask(self, chunk: Chunk) -> list[Chunk]:
         """Fetch and commit one chunk, and note in it who was not served; or return its halves, to be asked instead."""
         feed, gap = self._feed, self._gap
         to_ns = max(debt.before_ns for debt in chunk.debts)
-        start_ns = min(debt.after_ns for debt in chunk.debts) - REACH_NS
-        from_ns = max(chunk.cursor_ns, start_ns)
+        start_ns = min(debt.shown_ns for debt in chunk.debts)
+        from_ns = max(chunk.cursor_ns, min(debt.begin_ns for debt in chunk.debts))
         if from_ns > start_ns:  # resumed after a kill: does the history reach back to our last readings?
             first = await self._request(chunk, start_ns, to_ns, 1)
             if first is None:
@@ -176,17 +212,20 @@ class _Fill:
             most = self._most
             results = await self._request(chunk, from_ns, to_ns, most)
             if results is None:
-                if self._hopeless or most == VALUES_MIN or chunk.cursor_ns == NO_TIME:
+                if self._hopeless or most == VALUES_MIN or (chunk.cursor_ns == NO_TIME and not chunk.events):
                     return [] if self._hopeless else chunk.halves()
                 continue
-            got = harvest(feed.states.history, chunk, results, from_ns, most)
+            if chunk.events and self._gives_way():
+                return []
+            got = harvest(feed.states.history, chunk, results, from_ns, most, self._chosen.choose if chunk.events else every)
             from_ns = to_ns if got.cursor_ns is None else min(got.cursor_ns, to_ns)
             chunk.cursor_ns = from_ns
             if from_ns == to_ns:
-                chunk.unserved |= {debt.place for debt in chunk.debts} - chunk.reached
+                chunk.unserved |= chunk.unreached()
             unserved = self._unserved + (len(chunk.unserved) if from_ns == to_ns else 0)
             change = GapChange(GapStep.PROGRESS, gap.id, gap.from_ns, self._packed(chunk, unserved))
-            await feed.committer.submit(Batch(feed.name, got.columns, None, change))
+            position = feed.settle(from_ns - 1) if chunk.events else None
+            await feed.committer.submit(Batch(feed.name, got.columns, position, change))
             feed.hand.history_ns = feed.runtime.monotonic_ns()
             feed.fill_losses.pop(gap.id, None)
             self._readings += len(got.columns)
@@ -197,9 +236,7 @@ class _Fill:
         feed = self._feed
         began = feed.runtime.monotonic_ns()
         try:
-            nodes = list(dict.fromkeys(debt.node for debt in chunk.debts))  # elements of one array share a node
-            answered = dict(zip(nodes, await self._session.history(nodes, from_ns, to_ns, most), strict=True))
-            results = [answered[debt.node] for debt in chunk.debts]
+            results = await (self._events if chunk.events else self._values)(chunk, from_ns, to_ns, most)
         except (PlantError, CorruptError) as error:
             silent = isinstance(error.__cause__, TimeoutError)
             if not silent and not isinstance(error, ServiceFault | CorruptError):
@@ -216,6 +253,33 @@ class _Fill:
         slow = feed.runtime.monotonic_ns() - began > SLOW_S * 1e9
         self._most = max(VALUES_MIN, self._most // 2) if slow else min(VALUES_MAX, self._most * 2)
         return results
+
+    async def _values(self, chunk: Chunk, from_ns: int, to_ns: int, most: int) -> list[History]:
+        nodes = list(dict.fromkeys(debt.node for debt in chunk.debts))  # elements of one array share a node
+        answered = dict(zip(nodes, await self._session.history(nodes, from_ns, to_ns, most), strict=True))
+        return [answered[debt.node] for debt in chunk.debts]
+
+    async def _events(self, chunk: Chunk, from_ns: int, to_ns: int, most: int) -> list[History]:
+        """Ask for each tag alone: one request has one filter."""
+        results = []
+        for debt, wish in [(debt, debt.wish) for debt in chunk.debts if debt.wish is not None]:
+            plain = replace(wish, conditions=False) if wish.conditions else plainer(wish)
+            got = await self._one(plain if debt.number in self._plain else wish, from_ns, to_ns, most)
+            if got.status in FILTER_REFUSED and debt.number not in self._plain:
+                self._plain.add(debt.number)
+                got = await self._one(plain, from_ns, to_ns, most)
+            if got.status in _NOT_HERE:
+                self._without.add(debt.place)
+            results.append(got)
+        return results
+
+    async def _one(self, wish: Wish, from_ns: int, to_ns: int, most: int) -> History:
+        try:
+            return await self._session.event_history(wish, from_ns, to_ns, most)
+        except ServiceFault as fault:
+            if fault.status in _NOT_HERE | FILTER_REFUSED:
+                return History(fault.status, b"", blank_items(0))
+            raise
 
     def _until_ns(self) -> int:
         return max(self._gap.first_live_ns.values(), default=self._gap.from_ns)

@@ -41,13 +41,14 @@ def make_item(wish: Wish) -> Any:
     asked = item.RequestedParameters
     asked.ClientHandle, asked.SamplingInterval, asked.QueueSize, asked.DiscardOldest = wish.handle, wish.sampling_ms, wish.queue, True
     if wish.events:
-        asked.Filter = _event_filter(wish)
+        asked.Filter = event_filter(wish)
     elif wish.deadband > 0:
         asked.Filter = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, int(ua.DeadbandType.Absolute), wish.deadband)
     return item
 
 
-def _event_filter(wish: Wish) -> Any:
+def event_filter(wish: Wish) -> Any:
+    """Return asyncua's EventFilter, of a subscription and of a question for history alike."""
     clauses = [
         ua.SimpleAttributeOperand(node_id(one.type), [ua.QualifiedName(name, 0) for name in one.path], AttributeId=ua.AttributeIds.Value)
         for one in wish.events

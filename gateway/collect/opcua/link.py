@@ -70,6 +70,10 @@ class Link:
 
     async def prepare(self) -> None:
         """Keep the subscription there is, or make a new one with all items; a gap is opened first where readings may be missing."""
+        await self._subscribe()
+        self._feed.lived(self._session.facts.skew_ns)
+
+    async def _subscribe(self) -> None:
         settings, feed = self._feed.settings, self._feed
         facts = await self._session.read_facts(feed.runtime.wall_ns)
         identity = f"{self._session.url} {facts.start_us}"
@@ -196,6 +200,7 @@ class Link:
 
     async def _lost(self, reason: str) -> None:
         await self._feed.open_gap(reason)
+        self._feed.lived(self._session.facts.skew_ns)
         self._resync = True
 
     async def _again(self, number: int, available: tuple[int, ...]) -> None:

@@ -26,7 +26,7 @@ from gateway.collect.opcua.channel import abort, open_channel
 from gateway.collect.opcua.decode import join_items
 from gateway.collect.opcua.endpoints import Token
 from gateway.collect.opcua.guarded import Encoded, plain_bytes, plant, structure, ua
-from gateway.collect.opcua.items import make_item, node_id
+from gateway.collect.opcua.items import event_filter, make_item, node_id
 from gateway.errors import PlantError, TrustError
 
 if TYPE_CHECKING:
@@ -293,26 +293,52 @@ class Session:
 
         Points are given back to the server at once: the next request begins where the values ended.
         """
-        results = answers.decode_history(await self._history(nodes, from_ns, to_ns, most, [b""] * len(nodes)), structure)
-        if len(results) != len(nodes):
-            raise CorruptError(f"{self.url}: history of {len(nodes)} nodes answered with {len(results)}")
-        held = [(node, one.point) for node, one in zip(nodes, results, strict=True) if one.point]
-        if held:
-            with contextlib.suppress(ServiceFault):
-                await self._history([node for node, _ in held], from_ns, to_ns, most, [point for _, point in held])
-        return results
-
-    async def _history(self, nodes: Sequence[str], from_ns: int, to_ns: int, most: int, points: Sequence[bytes]) -> bytes:
-        request = ua.HistoryReadRequest()
-        request.Parameters.HistoryReadDetails = ua.ReadRawModifiedDetails(
+        details = ua.ReadRawModifiedDetails(
             IsReadModified=False, StartTime=_moment(from_ns), EndTime=_moment(to_ns + 1_000), NumValuesPerNode=most, ReturnBounds=False
         )
+        results = await self._history(nodes, details, [b""] * len(nodes))
+        await self._give_back([(node, one.point) for node, one in zip(nodes, results, strict=True) if one.point], details)
+        return results
+
+    async def event_history(self, wish: Wish, from_ns: int, to_ns: int, most: int) -> answers.History:
+        """Return the history of one notifier's events between two times, about `most` of them, asked for as the monitored item asks.
+
+        Continuation points are followed that far: a burst within one instant has more events than a server gives in one answer.
+        """
+        moments = {"StartTime": _moment(from_ns), "EndTime": _moment(to_ns + 1_000)}
+        details = ua.ReadEventDetails(NumValuesPerNode=most, **moments, Filter=event_filter(wish))
+        parts: list[Items] = []
+        point = b""
+        while True:
+            (got,) = await self._history([wish.node], details, [point])
+            if point and got.status >> 31:  # it forgot the point: what came is good, and there is more
+                return answers.History(0, point, join_items(parts))
+            parts.append(got.items)
+            point = got.point
+            if not point or not len(got.items) or sum(map(len, parts)) >= most:
+                break
+        if point:
+            await self._give_back([(wish.node, point)], details)
+        return got._replace(items=join_items(parts))
+
+    async def _history(self, nodes: Sequence[str], details: Any, points: Sequence[bytes], release: bool = False) -> list[answers.History]:
+        request = ua.HistoryReadRequest()
+        request.Parameters.HistoryReadDetails = details
         request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
-        request.Parameters.ReleaseContinuationPoints = any(points)
+        request.Parameters.ReleaseContinuationPoints = release
         request.Parameters.NodesToRead = [
             ua.HistoryReadValueId(NodeId=node_id(node), ContinuationPoint=point or None) for node, point in zip(nodes, points, strict=True)
         ]
-        return await self._call(request, "HistoryRead", HISTORY_TIMEOUT_S)
+        results = answers.decode_history(await self._call(request, "HistoryRead", HISTORY_TIMEOUT_S), structure)
+        if len(results) != len(nodes) and not release:
+            raise CorruptError(f"{self.url}: history of {len(nodes)} nodes answered with {len(results)}")
+        return results
+
+    async def _give_back(self, held: Sequence[tuple[str, bytes]], details: Any) -> None:
+        """Release continuation points."""
+        if held:
+            with contextlib.suppress(ServiceFault, CorruptError):
+                await self._history([node for node, _ in held], details, [point for _, point in held], release=True)
 
     async def browse(self, nodes: Sequence[str], along: str = "") -> list[tuple[int, bytes, list[answers.Reference]]]:
         """Return the children of nodes; a continuation point is followed with `browse_next`. along: a reference type; "": hierarchical ones."""

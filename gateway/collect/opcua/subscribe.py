@@ -27,15 +27,19 @@ QUEUE_MAX: Final = 1_000  # values per item: memory of the server
 NOTIFICATIONS_MAX: Final = 10_000  # values per message: one block, and far below MESSAGE_BYTES_MAX
 NO_SUCH_NAMESPACE: Final = 0x8034_0000  # BadNodeIdUnknown: said by us, before the server is asked
 
-_FILTER_REFUSED: Final = frozenset({0x8043_0000, 0x8044_0000, 0x8045_0000, 0x8047_0000, 0x808E_0000})  # MonitoredItemFilter*, Event, Deadband
+FILTER_REFUSED: Final = frozenset({0x8043_0000, 0x8044_0000, 0x8045_0000, 0x8047_0000, 0x808E_0000})  # MonitoredItemFilter*, Event, Deadband
 
 
 def digest_of(settings: OpcuaSource) -> str:
     """Return a digest of everything that shapes the items: a subscription made for another one is not ours to keep."""
     tags = sorted(settings.tags, key=lambda tag: tag.number)
-    rows = [(tag.number, tag.address, tag.every_ns, tag.deadband, tag.scale, *([tag.type] if is_event(tag) else [])) for tag in tags]
+    rows = [(tag.number, tag.address, tag.every_ns, tag.deadband, tag.scale, *(_event_shape(tag) if is_event(tag) else [])) for tag in tags]
     shape = [settings.publish_ns, keep_alive_s(settings), sorted(settings.namespaces.items()), rows]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:32]
+
+
+def _event_shape(tag: TagRow) -> list[object]:
+    return [tag.type, [one.name for one in events.FIELDS]]
 
 
 def keep_alive_s(settings: OpcuaSource) -> float:
@@ -70,17 +74,17 @@ async def create(session: Session, settings: OpcuaSource, subscription: int, tag
     bare: list[str] = []
     made = await session.create_items(subscription, [wishes[tag.number] for tag in known])
     results = {tag.number: result.status for tag, result in zip(known, made, strict=True)}
-    plainer = {tag.number: _plainer(wishes[tag.number]) for tag in known}
-    again = [tag for tag in known if results[tag.number] in _FILTER_REFUSED and plainer[tag.number] != wishes[tag.number]]
+    plain = {tag.number: plainer(wishes[tag.number]) for tag in known}
+    again = [tag for tag in known if results[tag.number] in FILTER_REFUSED and plain[tag.number] != wishes[tag.number]]
     if again:
-        made = await session.create_items(subscription, [plainer[tag.number] for tag in again])
+        made = await session.create_items(subscription, [plain[tag.number] for tag in again])
         results |= {tag.number: result.status for tag, result in zip(again, made, strict=True)}
         bare = [tag.id for tag in again if not results[tag.number] >> 31 and not is_event(tag)]
     refused |= {number: status for number, status in results.items() if status >> 31}
     return [number for number, status in results.items() if not status >> 31], refused, bare
 
 
-def _plainer(wish: Wish) -> Wish:
+def plainer(wish: Wish) -> Wish:
     """Return what to ask for where the filter was refused: every change, or the fields that every event has."""
     return replace(wish, events=events.BASE_FIELDS, conditions=False) if wish.events else replace(wish, deadband=0.0)
 

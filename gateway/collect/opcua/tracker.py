@@ -3,7 +3,8 @@
 Numbers count from 1 and wrap from 2**32 - 1 to 1 (OPC 10000-4, 5.14.1.1 and 7.14); a keep-alive carries the next number. A message is
 acknowledged only after its readings are committed; until then the server keeps it for Republish.
 
-Position (16 bytes): the first 8 bytes of SHA-256 over the subscription's identity, its id, the last message number; big-endian.
+Position (16 bytes): the first 8 bytes of SHA-256 over the subscription's identity, its id, the last message number; big-endian. Behind
+it, where a source has event tags, ns up to which its events are settled (gateway.collect.opcua.eventdebt).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ NUMBER_MAX: Final = 2**32 - 1
 REPUBLISH_MAX: Final = 1_000  # numbers asked for after one gap: more than any server keeps
 ACKNOWLEDGE_MAX: Final = 1_000  # in one PublishRequest
 _POSITION: Final = struct.Struct(">8sII")
+_SETTLED: Final = struct.Struct(">q")
 
 
 def next_number(number: int) -> int:
@@ -35,11 +37,22 @@ def make_position(identity: str, subscription: int, number: int) -> bytes:
     return _POSITION.pack(hashlib.sha256(identity.encode()).digest()[:8], subscription, number)
 
 
+def with_settled(position: bytes | None, settled_ns: int) -> bytes:
+    """Return a position (None: before the first message) that says how far events are settled."""
+    return (position or bytes(_POSITION.size))[: _POSITION.size] + _SETTLED.pack(settled_ns)
+
+
+def settled_of(position: bytes | None) -> int | None:
+    """Return ns up to which a committed position says that events are settled; None where it says nothing."""
+    whole = position is not None and len(position) == _POSITION.size + _SETTLED.size
+    return int(_SETTLED.unpack(position[_POSITION.size :])[0]) if position is not None and whole else None
+
+
 def position_number(position: bytes | None, identity: str, subscription: int) -> int:
     """Return the last message number a committed position names for this subscription, 0 if it names another one."""
-    if position is None or len(position) != _POSITION.size:
+    if position is None or len(position) not in (_POSITION.size, _POSITION.size + _SETTLED.size):
         return 0
-    digest, number_of, number = _POSITION.unpack(position)
+    digest, number_of, number = _POSITION.unpack_from(position)
     return number if (digest, number_of) == _POSITION.unpack(make_position(identity, subscription, 0))[:2] else 0
 
 

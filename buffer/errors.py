@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+import errno as numbers
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
 
 class StoreError(Exception):
     """Base of everything `buffer` raises on purpose."""
@@ -46,3 +52,23 @@ def invariant(holds: bool, message: str) -> None:
     """Raise `MisuseError` unless `holds`: a contract between our own modules, kept in production too."""
     if not holds:
         raise MisuseError(message)
+
+
+_LINK: Final = "a symbolic link stands where a file of this store belongs; put the file back, or remove the link"
+
+
+class faults:  # noqa: N801 -- used as a word; a generator would cost three times as much on every call
+    """Turns an OSError into a StorageFault that names the path."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            what = _LINK if error.errno == numbers.ELOOP else error.strerror or str(error)
+            raise StorageFault(what, path=self._path, errno=error.errno) from error

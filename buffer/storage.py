@@ -16,13 +16,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from buffer.errors import MisuseError, StorageFault
+from buffer.errors import MisuseError, StorageFault, faults
 from buffer.system import pread_all, pwrite_all, write_all
 from buffer.together import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
     from buffer.system import System
     from buffer.together import Each
@@ -32,7 +31,9 @@ DIRECT_ALIGN_BYTES: Final = 4096  # covers 512- and 4096-byte logical blocks
 FILE_MODE: Final = 0o640  # later processes read by group
 DIRECTORY_MODE: Final = 0o750
 TEMPORARY_SUFFIX: Final = ".tmp"
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe under a name of ours is an error, no wait; files know no such flag
+# A link under a name of ours leads to a file of somebody else, which is neither read nor changed; a pipe is an error, no wait.
+_OURS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ: Final = os.O_RDONLY | _OURS
 
 
 class ReadStorage(Protocol):
@@ -103,22 +104,6 @@ class Storage(ReadStorage, Protocol):
         """Return what the file system still takes."""
 
 
-class _faults:  # noqa: N801 -- used as a word; a generator would cost three times as much on every call
-    """Turns an OSError into a StorageFault that names the path."""
-
-    __slots__ = ("_path",)
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, OSError):
-            raise StorageFault(error.strerror or str(error), path=self._path, errno=error.errno) from error
-
-
 class PosixReadStorage:
     """Read-only view of one directory tree; methods as in `ReadStorage`. Opens and closes per call: holds nothing."""
 
@@ -133,21 +118,21 @@ class PosixReadStorage:
         return f"{self.root}/{path}" if path else str(self.root)
 
     def list(self, path: str) -> Sequence[str]:
-        with _faults(path):
+        with faults(path):
             try:
                 return sorted(self._os.listdir(self._at(path)))
             except FileNotFoundError:
                 return []
 
     def size(self, path: str) -> int | None:
-        with _faults(path):
+        with faults(path):
             try:
                 return self._os.stat(self._at(path)).st_size
             except FileNotFoundError:
                 return None
 
     def read(self, path: str, offset: int, size_bytes: int) -> bytes | None:
-        with _faults(path):
+        with faults(path):
             try:
                 fd = self._os.open(self._at(path), _READ)
             except FileNotFoundError:
@@ -159,7 +144,7 @@ class PosixReadStorage:
 
     def read_direct(self, path: str, offset: int, size_bytes: int) -> bytes | None:
         """Return at most size_bytes past the page cache (O_DIRECT, else dropped cache); None if the file is not there."""
-        with _faults(path):
+        with faults(path):
             try:
                 return self._read_direct(path, offset, size_bytes)
             except FileNotFoundError:
@@ -197,7 +182,7 @@ class PosixReadStorage:
             self._os.close(fd)
 
     def free_bytes(self) -> int:
-        with _faults(""):
+        with faults(""):
             facts = self._os.statvfs(str(self.root))
             return facts.f_bavail * facts.f_frsize
 
@@ -216,8 +201,8 @@ class PosixStorage(PosixReadStorage):
         self._names: dict[int, str] = {}
 
     def create(self, path: str, size_bytes: int) -> int:
-        with _faults(path):  # real zeros, not a hole: a later write must need no new block
-            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        with faults(path):  # real zeros, not a hole: a later write must need no new block
+            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | _OURS, FILE_MODE)
             try:
                 zeros = bytes(min(ZERO_CHUNK_BYTES, size_bytes))
                 for at in range(0, size_bytes, ZERO_CHUNK_BYTES):
@@ -233,20 +218,20 @@ class PosixStorage(PosixReadStorage):
             return fd
 
     def open(self, path: str) -> int:
-        with _faults(path):
-            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC)
+        with faults(path):
+            fd = self._os.open(self._at(path), os.O_RDWR | _OURS)
             self._names[fd] = path
             return fd
 
     def pwrite(self, handle: int, offset: int, data: bytes) -> None:
         self._refuse_poisoned(handle)
-        with _faults(self._names.get(handle, "?")):
+        with faults(self._names.get(handle, "?")):
             pwrite_all(self._os, handle, offset, data)
 
     def fdatasync(self, handle: int) -> None:
         """Make what was written durable; a failure poisons the handle."""
         self._refuse_poisoned(handle)
-        with _faults(self._names.get(handle, "?")):
+        with faults(self._names.get(handle, "?")):
             try:
                 self._os.fdatasync(handle)
             except OSError:
@@ -265,12 +250,12 @@ class PosixStorage(PosixReadStorage):
             self._os.close(handle)
 
     def publish(self, path: str, chunks: Iterable[bytes]) -> None:
-        with _faults(path):
+        with faults(path):
             _publish(self._os, self._at(path), chunks, durable=True, mode=self._file_mode)
 
     def publish_together(self, files: Sequence[tuple[str, bytes | memoryview]]) -> None:
         def one(file: tuple[str, bytes | memoryview]) -> None:
-            with _faults(file[0]):
+            with faults(file[0]):
                 _publish(self._os, self._at(file[0]), [file[1]], durable=True, mode=self._file_mode, sync_name=False)
 
         self._each(one, files)
@@ -279,34 +264,43 @@ class PosixStorage(PosixReadStorage):
 
     def adopt(self, temporary: str, path: str) -> None:
         self.sync_file(temporary)
-        with _faults(path):
+        with faults(path):
             self._os.chmod(self._at(temporary), FILE_MODE)
             self._os.rename(self._at(temporary), self._at(path))
             _sync_directory(self._os, os.path.dirname(self._at(path)))
 
     def truncate(self, path: str, size_bytes: int) -> None:
-        with _faults(path):
-            self._os.truncate(self._at(path), size_bytes)
+        with faults(path):
+            try:
+                fd = self._os.open(self._at(path), os.O_WRONLY | _OURS)
+            except OSError as error:
+                if error.errno == errno_module.ELOOP:
+                    return  # a link: nothing behind it is ours
+                raise
+            try:
+                self._os.ftruncate(fd, size_bytes)
+            finally:
+                self._os.close(fd)
 
     def rename(self, old: str, new: str) -> None:
-        with _faults(old):
+        with faults(old):
             self._os.rename(self._at(old), self._at(new))
 
     def unlink(self, path: str) -> None:
-        with _faults(path), contextlib.suppress(FileNotFoundError):
+        with faults(path), contextlib.suppress(FileNotFoundError):
             self._os.unlink(self._at(path))
 
     def mkdir(self, path: str, mode: int = DIRECTORY_MODE) -> None:
-        with _faults(path):
+        with faults(path):
             _make_directory(self._os, self._at(path), mode)
 
     def fsync_dir(self, path: str) -> None:
-        with _faults(path):
+        with faults(path):
             _sync_directory(self._os, self._at(path))
 
     def sync_file(self, path: str) -> None:
-        with _faults(path):
-            fd = self._os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+        with faults(path):
+            fd = self._os.open(self._at(path), _READ)
             try:
                 self._os.fsync(fd)
             finally:
@@ -314,8 +308,8 @@ class PosixStorage(PosixReadStorage):
 
     def lock(self, path: str) -> int:
         """Take an exclusive lock on a file in a directory only its owner can enter; return its handle."""
-        with _faults(path):
-            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with faults(path):
+            fd = self._os.open(self._at(path), os.O_RDWR | os.O_CREAT | _OURS, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -332,19 +326,19 @@ class PosixStorage(PosixReadStorage):
 
 def publish_file(path: Path, data: bytes, *, durable: bool = True, mode: int = FILE_MODE) -> None:
     """Make or replace one small file by rename; raise StorageFault. Not durable: good enough for a status shown to people."""
-    with _faults(str(path)):
+    with faults(str(path)):
         _publish(os, str(path), [data], durable=durable, mode=mode)
 
 
 def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
     """Make a directory and its parents where absent, names durable; raise StorageFault."""
-    with _faults(str(path)):
+    with faults(str(path)):
         _make_directory(os, str(path), mode)
 
 
 def remove_file(path: Path) -> None:
     """Remove a file where it is there, durably; raise StorageFault."""
-    with _faults(str(path)):
+    with faults(str(path)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         _sync_directory(os, str(path.parent))
@@ -354,7 +348,7 @@ def _publish(system: System, path: str, chunks: Iterable[bytes | memoryview], *,
     """One owner per file: the temporary name is fixed, and what a crash left under it is overwritten."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}{TEMPORARY_SUFFIX}")
-    fd = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE if mode is None else mode)
+    fd = system.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _OURS, FILE_MODE if mode is None else mode)
     try:
         try:
             if mode is not None:

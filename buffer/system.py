@@ -26,7 +26,7 @@ class System(Protocol):
     def chmod(self, path: str, mode: int) -> None: ...  # noqa: D102
     def rename(self, src: str, dst: str) -> None: ...  # noqa: D102
     def unlink(self, path: str) -> None: ...  # noqa: D102
-    def truncate(self, path: str, length: int) -> None: ...  # noqa: D102
+    def ftruncate(self, fd: int, length: int, /) -> None: ...  # noqa: D102
     def mkdir(self, path: str, mode: int = 0o777) -> None: ...  # noqa: D102
     def listdir(self, path: str) -> list[str]: ...  # noqa: D102
     def stat(self, path: str) -> os.stat_result: ...  # noqa: D102

@@ -29,7 +29,7 @@ from tests.faults import ring_work
 
 MAX_BYTES = 12 * ring_work.JOURNAL_BYTES
 COMMITS = 25
-CALLS = ("fdatasync", "fsync", "pwrite64", "write", "rename", "unlink", "truncate", "openat")
+CALLS = ("fdatasync", "fsync", "pwrite64", "write", "rename", "unlink", "ftruncate", "openat")
 FAULTS = ("error=EIO", "error=ENOSPC", "error=EDQUOT", "signal=SIGKILL", "delay_enter=200000")
 GAVE_UP = 3  # exit code: the disk refused for good, and the process said so
 ACK = struct.Struct(">q")

@@ -321,8 +321,8 @@ class Calls:
         self.step("unlink", path)
         self.effect("name", inode, path[1:], "")
 
-    def truncate(self, path: str, length: int) -> None:
-        inode = self.inode(path)
+    def ftruncate(self, fd: int, length: int) -> None:
+        inode, _, path, _ = self.handles[fd]
         self.step("truncate", path)
         self.effect("truncate", inode, length)
 

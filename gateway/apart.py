@@ -11,20 +11,21 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.errors import EbbgateError
 
 if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
 
-SECONDS_MAX = 120  # a million tags take 60 s on a small box
+COMMAND: Final = (sys.executable, "-P", "-m", "gateway.apart")  # -P: nothing is imported from the working directory
+SECONDS_MAX: Final = 120  # a million tags take 60 s on a small box
 
 
 def load_gateway(config: Path, group: str) -> GatewaySettings:
     """Return the settings of one collect process; raise what reading them raised."""
     try:
-        done = subprocess.run([sys.executable, "-m", "gateway.apart", str(config), group], stdout=subprocess.PIPE, check=False, timeout=SECONDS_MAX)
+        done = subprocess.run([*COMMAND, str(config), group], stdout=subprocess.PIPE, check=False, timeout=SECONDS_MAX)
         found = pickle.loads(done.stdout)  # noqa: S301 -- our own child's, over a pipe that nobody else has
     except (OSError, subprocess.TimeoutExpired, EOFError, pickle.UnpicklingError) as error:
         raise EbbgateError(f"the child that reads {config} did not end well: {error}", "Look into the log; start again with more memory.") from None

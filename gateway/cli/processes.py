@@ -159,7 +159,7 @@ def _together(names: dict[str, tuple[str, ...]], config: Path, verbose: bool, ha
     from gateway.supervise import Command, Supervisor
 
     more = ("--config", str(config), *(("-v",) if verbose else ()))
-    commands = [Command(name, (sys.executable, "-m", "gateway.cli", *arguments, *more)) for name, arguments in names.items()]
+    commands = [Command(name, (sys.executable, "-P", "-m", "gateway.cli", *arguments, *more)) for name, arguments in names.items()]
     supervisor = Supervisor(runtime.real(), commands)
 
     async def run() -> None:

@@ -107,7 +107,7 @@ class Sealer:
         await self._runtime.sleep(wait_s)
 
 
-async def run_child(request: SealRequest, command: Sequence[str] = (sys.executable, "-m", "buffer.sealing")) -> SealResult:
+async def run_child(request: SealRequest, command: Sequence[str] = (sys.executable, "-P", "-m", "buffer.sealing")) -> SealResult:
     """Return what the child says; raise ChildFailed if it says nothing. Ends the child by its pid on cancellation."""
     try:
         process = await asyncio.create_subprocess_exec(

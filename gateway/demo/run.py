@@ -77,14 +77,14 @@ class Demo:
         commands = []
         for name in PROCESSES:
             config = files.gateway_toml if name in ("collect", "upload") else files.receiver_toml
-            arguments = (sys.executable, "-m", "gateway.cli", name, "--config", str(config))
+            arguments = (sys.executable, "-P", "-m", "gateway.cli", name, "--config", str(config))
             commands.append(Command(name, arguments, logs / f"{name}.log", (0.2, 2.0)))
         self._supervisor = Supervisor(self._runtime, commands)
         self._supervisor.start()
         return files
 
     async def _start_plant(self) -> dict[str, int]:
-        arguments = (sys.executable, "-m", "gateway.demo.plant", "--state", str(self.root), "--seed", str(self._options.seed))
+        arguments = (sys.executable, "-P", "-m", "gateway.demo.plant", "--state", str(self.root), "--seed", str(self._options.seed))
         self._plant = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE, preexec_fn=die_with_parent)
         assert self._plant.stdout is not None
         try:

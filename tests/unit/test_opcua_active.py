@@ -11,8 +11,8 @@ from gateway.collect.clock import NO_TIME
 from gateway.collect.opcua.active import BAD_WAITING_FOR_INITIAL_DATA, NODES_MAX, read_conditions
 from gateway.collect.opcua.answers import Reference, ServiceFault
 from gateway.collect.opcua.decode import Items
+from gateway.collect.opcua.facts import Facts
 from gateway.collect.opcua.readings import TagStates
-from gateway.collect.opcua.session import Facts
 from tests.support.sinks import rows_of
 from tests.unit.test_opcua_readings import doubles, known, tag
 

@@ -26,9 +26,9 @@ from gateway.collect.opcua.active import Condition
 from gateway.collect.opcua.answers import History, ServiceFault, parse_publish
 from gateway.collect.opcua.decode import Items
 from gateway.collect.opcua.eventdebt import EDGE_NS, LATE_NS, Head, Owed, Seen, Times, event_debts, first_progress, split_progress
+from gateway.collect.opcua.facts import Facts
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.items import EVENT_NOTIFIER, Wish
-from gateway.collect.opcua.session import Facts
 from gateway.collect.opcua.state import Subscription
 from gateway.collect.source import Gap
 from gateway.runtime import real

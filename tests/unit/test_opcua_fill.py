@@ -21,9 +21,9 @@ from gateway.collect.opcua import fill as fill_module
 from gateway.collect.opcua.answers import History, ServiceFault
 from gateway.collect.opcua.debt import Chunk, Debt, debts_of, harvest, pack_progress, remaining
 from gateway.collect.opcua.decode import Items
+from gateway.collect.opcua.facts import Facts
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.readings import TagStates
-from gateway.collect.opcua.session import Facts
 from gateway.collect.opcua.state import Subscription
 from gateway.collect.source import Batch, Gap, GapChange, GapStep
 from gateway.errors import PlantError

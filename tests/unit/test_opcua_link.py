@@ -16,9 +16,9 @@ from gateway.collect.clock import GatewayClock
 from gateway.collect.load import Budget
 from gateway.collect.opcua.answers import SERVICE_FAULT, CreatedItem
 from gateway.collect.opcua.decode import Items
+from gateway.collect.opcua.facts import Facts
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.link import Link, first_error
-from gateway.collect.opcua.session import Facts
 from gateway.collect.opcua.state import SourceState, Subscription
 from gateway.collect.opcua.subscribe import KEEP_ALIVE_S, revised_keep_alive_s
 from gateway.collect.opcua.throttle import Throttle

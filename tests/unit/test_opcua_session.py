@@ -16,9 +16,10 @@ from asyncua.common.connection import SecureConnection, TransportLimits
 
 from gateway.collect.opcua import guarded
 from gateway.collect.opcua.certificate import first_certificate
+from gateway.collect.opcua.facts import LIMITS, Facts, facts_of
 from gateway.collect.opcua.guarded import endpoint_of, structure
 from gateway.collect.opcua.security import make_policy
-from gateway.collect.opcua.session import _LIMITS, RENEW_MIN_S, Facts, Session, facts_of
+from gateway.collect.opcua.session import RENEW_MIN_S, Session
 from gateway.errors import ConfigError, TrustError
 from gateway.settings import OpcuaSource
 
@@ -142,7 +143,7 @@ def test_a_namespace_array_that_is_none_ends_no_process(space: object) -> None:
 
 
 def test_a_namespace_without_a_name_keeps_its_place() -> None:
-    assert facts_of(['["x",null,3,"y"]', 5, 2, 1, 1, 1, 1], 1000, 9) == Facts(("x", "", "", "y"), 5, 1000, dict.fromkeys(_LIMITS, 1))
+    assert facts_of(['["x",null,3,"y"]', 5, 2, 1, 1, 1, 1], 1000, 9) == Facts(("x", "", "", "y"), 5, 1000, dict.fromkeys(LIMITS, 1))
 
 
 @pytest.mark.parametrize("life_ms", [0, 1, 3_600_000])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import json
 import struct
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,12 +24,13 @@ from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.channel import abort, open_channel
 from gateway.collect.opcua.decode import join_items
 from gateway.collect.opcua.endpoints import Token
+from gateway.collect.opcua.facts import FACTS, LIMITS, Facts, facts_of
 from gateway.collect.opcua.guarded import Encoded, plain_bytes, plant, structure, ua
 from gateway.collect.opcua.items import event_filter, make_item, node_id
 from gateway.errors import PlantError, TrustError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gateway.collect.opcua.decode import Items
     from gateway.collect.opcua.guarded import GuardedClient
@@ -47,10 +47,8 @@ RENEW_MIN_S: Final = 1.0  # a server that grants keys no life would have us rene
 HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
-_LIMITS: Final = ("MaxNodesPerRead", "MaxMonitoredItemsPerCall", "MaxNodesPerHistoryReadData", "MaxNodesPerBrowse")
 _SERVICE_LEVEL: Final = "i=2267"
 _PUBLISH: Final = ua.PublishRequest().TypeId
-_FACTS: Final = (2255, 2257, 2258)  # NamespaceArray, StartTime, CurrentTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +74,6 @@ class Resume:
         return cls(**saved)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a server says of itself. Limits are requests' sizes, never 0. skew_ns: its clock minus ours, None if it has none."""
-
-    namespaces: tuple[str, ...]
-    start_us: int
-    skew_ns: int | None
-    limits: Mapping[str, int]
-
-
-def facts_of(said: Sequence[object], now_ns: int, items_max: int) -> Facts:
-    """Return what a server's answer for _FACTS and the limits says. Values may be of any type: what is not of the right one is not said."""
-    space, start, clock, *limits = said
-    sizes = (min(limit, items_max) if isinstance(limit, int) and limit > 0 else items_max for limit in limits)
-    skew = clock * 1000 - now_ns if isinstance(clock, int) else None
-    return Facts(_names(space), start if isinstance(start, int) else 0, skew, dict(zip(_LIMITS, sizes, strict=True)))
-
-
-def _names(space: object) -> tuple[str, ...]:
-    """Return the namespaces of a NamespaceArray, which comes as JSON text; none where it is no array, or longer than a text may be."""
-    try:
-        names = json.loads(space) if isinstance(space, str) else []
-    except (ValueError, RecursionError):
-        return ()
-    return tuple(name if isinstance(name, str) else "" for name in names) if isinstance(names, list) else ()
-
-
 class Session:
     """An activated session on an open channel. Every request waits for the load contract; every failure is a PlantError or TrustError."""
 
@@ -111,7 +82,7 @@ class Session:
         self.url = url
         self._items_max = items_max
         self.resumed = resumed
-        self.facts = Facts((), 0, None, dict.fromkeys(_LIMITS, items_max))
+        self.facts = Facts((), 0, None, dict.fromkeys(LIMITS, items_max))
         self._last_read: tuple[object, list[tuple[bytes, int]]] = (None, [])
 
     # ---- life ----
@@ -189,8 +160,8 @@ class Session:
 
     async def read_facts(self, wall_ns: Callable[[], int]) -> Facts:
         """Ask the server for namespaces, start time, clock and limits; keep and return them."""
-        names = [f"Server_ServerCapabilities_OperationLimits_{name}" for name in _LIMITS]
-        nodes = [f"i={number}" for number in (*_FACTS, *(getattr(ua.ObjectIds, name) for name in names))]
+        names = [f"Server_ServerCapabilities_OperationLimits_{name}" for name in LIMITS]
+        nodes = [f"i={number}" for number in (*FACTS, *(getattr(ua.ObjectIds, name) for name in names))]
         before = wall_ns()
         items = await self.read(nodes, VALUE)
         middle = (before + wall_ns()) // 2

@@ -88,7 +88,7 @@ soak: setup  # real processes, 20,000 readings a second
 	$(BIN)/python -m tests.soak.run --minutes $(MINUTES)
 
 fuzz: setup
-	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS)
+	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS) --seed $(SEED)
 
 kill: setup
 	$(BIN)/python -m pytest tests/kill -m slow

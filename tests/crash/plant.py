@@ -8,9 +8,11 @@ position it was told. Live values count from 0; the history of a gap has values 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from buffer import limits
+from buffer.cut import Built
 from buffer.errors import CorruptError, StorageFault
 from buffer.ring import Instant, Ring, RingOptions
 from tests.crash.toys import STREAM, TABLES, TOY, columns_of, seal, tag_of
@@ -143,6 +145,13 @@ class Collector:
     def _open(self) -> Ring:
         ring = Ring.open(self.disk, self._options, TOY, TOY, self.now(), self._nonce, lambda: next(self._salts))
         ring.use_table(TABLES[0])
+        acknowledge = ring._acknowledge
+
+        def noted(built: Sequence[Built]) -> None:
+            acknowledge(built)
+            self._note_low()  # one commit may evict more than once before it has its room
+
+        ring._acknowledge = noted  # type: ignore[method-assign]
         return ring
 
     def now(self) -> Instant:

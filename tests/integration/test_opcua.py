@@ -266,7 +266,7 @@ async def test_a_first_value_that_is_known_is_not_stored_again(server: OpcuaServ
 
 async def test_every_kind_of_value_arrives(server: OpcuaServer, tmp_path: Path) -> None:
     names = ["Text", "Flag", "Big", "Blob", "When", "Row", "Setpoint"]
-    tags = [TagRow(name.lower(), name, "plc", f"u:{name}", number=20 + i, every_ns=100 * MS) for i, name in enumerate(names)]
+    tags = [TagRow(name.lower(), name, "plc", f"u:{name}", number=20 + i, type="UInt64" if name == "Big" else "", every_ns=100 * MS) for i, name in enumerate(names)]
     tags += [
         TagRow("scaled", "x", "plc", "ns=1;s=Setpoint", scale=10.0, offset=1.0, number=30),
         TagRow("none", "x", "plc", "ns=1;s=Setpoint", bad_raw=("1.5",), number=31),

@@ -9,6 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from buffer.manifest import FrameKind
+from buffer.storage import PosixReadStorage
 from buffer.types import make_columns
 from gateway import runtime as world
 from gateway import settings as s
@@ -18,8 +20,10 @@ from gateway.deliver.parquet import count_rows
 from gateway.deliver.postgres import PostgresSink
 from gateway.deliver.service import Feed
 from gateway.deliver.sink import SinkError
+from gateway.landing import LandingReader
 from gateway.receive import service as receive
 from gateway.upload import service as upload
+from gateway.wire.request import Lane
 from tests.integration.test_deliver import drain, filled
 from tests.integration.test_restores import Whole
 from tests.integration.test_upload_receive import landed, running, until
@@ -154,9 +158,12 @@ async def test_tags_are_chosen_by_path_and_notices_always_come(site):
 
 async def test_a_frame_that_rotted_costs_its_readings_and_no_others_and_comes_when_restored(site):
     await filled(site)
-    live = next((site.root / "landing" / site.stream / "live").glob("*.frames"))
+    reader = LandingReader(PosixReadStorage(site.root / "landing" / site.stream))
+    reader.refresh()
+    one = next(r for lane in Lane for r in reader.records(lane, 0, 1000) if r.new and r.kind is not FrameKind.SEGMENT)
+    live = site.root / "landing" / site.stream / one.file
     good = live.read_bytes()
-    at = len(good) - 40  # in the payload of the newest frame, not in the file's own first page
+    at = one.offset + one.length - 40  # in the payload of a frame that brought readings
     live.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     async with running(deliver.run(world.real(), site.site())):
         await until((site.root / "deliver/status.json").exists)

@@ -35,3 +35,11 @@ def give_back() -> None:
     gc.collect()  # tells the collector how little there is to look at from now on
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def sweep() -> None:
+    """Find the cycles that connections left which ended since the last time: once a minute, one or two milliseconds behind `give_back`.
+
+    Left to itself the collector comes when enough was made: in thirty minutes with twenty cuts, upload kept four buffers of 256 KiB.
+    """
+    gc.collect()

@@ -12,6 +12,7 @@ from buffer import layout
 from buffer.errors import StorageFault
 from buffer.storage import PosixReadStorage, PosixStorage, make_directory, publish_file
 from buffer.together import at_once
+from gateway import footprint
 from gateway.errors import TrustError
 from gateway.landing import stream_names
 from gateway.receive.app import Door
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.settings import SiteSettings
 
 STATUS_SECONDS: Final = 1.0
+SWEEP_TICKS: Final = 60
 REVOCATIONS_SECONDS: Final = 30  # how soon a changed list counts
 SYNCS_AT_ONCE: Final = 8  # of segments of one request each, two files a segment: what one gateway has under way in its backlog
 
@@ -50,6 +52,7 @@ async def run(runtime: Runtime, settings: SiteSettings, timing: Timing | None = 
     listening = await door.serve(settings.listen[0], settings.listen[1], context)
     log.info("receive is ready", extra={"data": {"listen": f"{settings.listen[0]}:{listening.port}", "streams": sorted(receiver.doors)}})
     notify("READY=1")
+    footprint.give_back()
     try:
         await _tick(runtime, settings, receiver, door, listening)
     finally:
@@ -68,6 +71,8 @@ async def _tick(runtime: Runtime, settings: SiteSettings, receiver: Receiver, do
         _publish(settings, receiver_status(receiver, door, settings, runtime.wall_ns(), [*alarms, *door.refused]))
         notify("WATCHDOG=1")
         ticks += 1
+        if ticks % SWEEP_TICKS == 0:
+            footprint.sweep()
         await runtime.sleep(STATUS_SECONDS)
 
 

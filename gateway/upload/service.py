@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS_MAX: Final = 1.0  # windows and live age are looked at again at least this often
 BACKLOG_TICKS: Final = 5  # status ticks between two sums over the backlog
 ADVISORY_TICKS: Final = 60
+SWEEP_TICKS: Final = 60
 DEADLINE_SECONDS: Final = 60.0
 ALARM_NS: Final = 86_400 * 10**9  # a day: long enough to be seen by people, short enough to be news
 SLOWEST_BYTES_PER_S: Final = 4_096  # 32 kbit/s: below that a request of 64 KiB cannot end in time
@@ -259,6 +260,8 @@ class Uploader:
                 with suppress(CarrierError):
                     await self._carrier.put(wire.STATUS_PATH, (body,), Lane.LIVE, DEADLINE_SECONDS, None)
             tick += 1
+            if tick % SWEEP_TICKS == 0:
+                footprint.sweep()
             notify("WATCHDOG=1")
             await self._runtime.sleep(self._rhythm.status)
 

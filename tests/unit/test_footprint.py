@@ -36,3 +36,22 @@ def test_arrow_shares_the_heap_of_deliver():
 
 def test_what_lives_after_a_start_is_not_looked_at_again():
     assert said(UPLOAD) == "True"
+
+
+SWEPT = """
+import gc, weakref
+from gateway import footprint
+footprint.give_back()
+class Connection: pass
+one = Connection()
+one.itself = one
+gone = weakref.ref(one)
+del one
+assert gone() is not None
+footprint.sweep()
+print(gone() is None)
+"""
+
+
+def test_a_sweep_finds_what_a_dead_connection_left():
+    assert said(SWEPT) == "True"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from buffer import limits
 from buffer.cut import Built
 from buffer.errors import CorruptError, StorageFault
+from buffer.manifest import StateRecord
 from buffer.ring import Instant, Ring, RingOptions
 from tests.crash.toys import STREAM, TABLES, TOY, columns_of, seal, tag_of
 from tests.support.simulated_disk import SimulatedDisk
@@ -149,7 +150,7 @@ class Collector:
 
         def noted(built: Sequence[Built]) -> None:
             acknowledge(built)
-            self._note_low()  # one commit may evict more than once before it has its room
+            self._note_low(ring.state)  # one commit may evict more than once before it has its room
 
         ring._acknowledge = noted  # type: ignore[method-assign]
         return ring
@@ -191,7 +192,7 @@ class Collector:
                 break
             except StorageFault as fault:
                 if attempt + 1 == TRIES:
-                    self._note_low()  # it may have evicted before it gave up
+                    self._note_low(ring._unsynced[-1].frame.manifest.state if ring._unsynced else ring.state)
                     raise Gone from fault
         book.acked = len(book.entries)
         self.told = facts.position
@@ -207,11 +208,11 @@ class Collector:
             self.ring.make_room(self.now())
         except StorageFault:
             pass  # tried again after the next commit
-        self._note_low()
+        self._note_low(self.ring.state)
 
-    def _note_low(self) -> None:
-        """Note an eviction that was committed since the last note."""
-        book, state = self.book, self.ring.state
+    def _note_low(self, state: StateRecord | None) -> None:
+        """Note an eviction since the last note: committed, or written when the collector gave up, for what its syncs left may be all there."""
+        book = self.book
         if state is not None and state.low != book.low:
             book.low = state.low
             self.disk.note(len(book.entries), book.acked, book.gaps, book.low)

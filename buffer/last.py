@@ -9,7 +9,8 @@ Specification. 32 bytes SHA-256 of the rest, then deterministic CBOR:
      {generation: end seq}]
     gaps = [[gap id, source, from ns, progress, rows, {tag: text}, {tag: ns of the first live reading after it}]...]
 
-seq and next block: everything committed before them is in it. A tag table stands with the last place that names it;
+0 for that ns: no reading yet, and a newer gap owes what is before it. seq and next block: everything committed before them is in it. A tag
+table stands with the last place that names it;
 a generation with where it ended (at most GENERATIONS_MAX, the newest).
 rows: 36 bytes each, little-endian, in order of tag number:
 

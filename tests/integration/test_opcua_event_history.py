@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,23 +101,19 @@ async def test_kills_and_cuts_in_the_middle_of_fills_lose_and_double_no_event(tm
 
 
 async def test_a_quiet_notifier_is_filled_without_a_live_event_and_not_again_after_the_next_outage(tmp_path: Path) -> None:
-    async with event_server(tmp_path) as server, Proxy(server.port) as proxy:
-        settings = settings_for(proxy.port, 0, tags=(EVENTS,), load=Load(requests_per_s=20))
-        sink = MemorySink()
-        async with running(make_source(settings, tmp_path), sink) as task:
-            await until_here(lambda: ups(sink) == 1, 30, task)
+    async with watched(tmp_path, EVENTS) as (server, proxy, sink, task):
+        await server.raise_event()
+        await until_here(lambda: len(sink.rows()) == 1, 10, task)
+        for outage in (2, 3):
+            proxy.cut(blocked=True)
+            await asyncio.sleep(1)
             await server.raise_event()
-            await until_here(lambda: len(sink.rows()) == 1, 10, task)
-            for outage in (2, 3):
-                proxy.cut(blocked=True)
-                await asyncio.sleep(1)
-                await server.raise_event()
-                await server.raise_event()
-                await asyncio.sleep(AWAY_S)
-                proxy.restore()
-                await until_here(lambda outage=outage: ups(sink) == outage, 90, task)
-                await until_here(lambda outage=outage: len(closed(sink)) == outage - 1, 60, task)
-                await until_here(lambda: not sink.known("plc").gaps, 10, task)
+            await server.raise_event()
+            await asyncio.sleep(AWAY_S)
+            proxy.restore()
+            await until_here(lambda outage=outage: ups(sink) == outage, 90, task)
+            await until_here(lambda outage=outage: len(closed(sink)) == outage - 1, 60, task)
+            await until_here(lambda: not sink.known("plc").gaps, 10, task)
     assert [told["event"] for told in closed(sink)] == ["filled", "filled"], closed(sink)
     found = [json.loads(str(row.value))["id"] for row in sink.rows(live=False) if not row.flags & Flag.MARKER]
     assert found == list(server.raised), "each once, in order, from history alone but for the first"
@@ -124,21 +121,17 @@ async def test_a_quiet_notifier_is_filled_without_a_live_event_and_not_again_aft
 
 async def test_conditions_alone_where_the_history_ignores_the_where_clause(tmp_path: Path) -> None:
     alarms = replace(EVENTS, id="alarms", path="p/alarms", type="alarm", number=41)
-    async with event_server(tmp_path, conditions=True) as server, Proxy(server.port) as proxy:
-        settings = settings_for(proxy.port, 0, tags=(EVENTS, alarms), load=Load(requests_per_s=20))
-        sink = MemorySink()
-        async with running(make_source(settings, tmp_path), sink) as task:
-            await until_here(lambda: ups(sink) == 1, 30, task)
-            await server.raise_event(condition=True)
-            await until_here(lambda: len(sink.rows()) == 2, 10, task)
-            proxy.cut(blocked=True)
-            await asyncio.sleep(1)
-            for condition in (True, False, True, False):
-                await server.raise_event(condition=condition)
-            await asyncio.sleep(AWAY_S)
-            proxy.restore()
-            await until_here(lambda: len(closed(sink)) == 1, 120, task)
-            await until_here(lambda: not sink.known("plc").gaps, 10, task)
+    async with watched(tmp_path, EVENTS, alarms, conditions=True) as (server, proxy, sink, task):
+        await server.raise_event(condition=True)
+        await until_here(lambda: len(sink.rows()) == 2, 10, task)
+        proxy.cut(blocked=True)
+        await asyncio.sleep(1)
+        for condition in (True, False, True, False):
+            await server.raise_event(condition=condition)
+        await asyncio.sleep(AWAY_S)
+        proxy.restore()
+        await until_here(lambda: len(closed(sink)) == 1, 120, task)
+        await until_here(lambda: not sink.known("plc").gaps, 10, task)
     assert closed(sink)[0]["event"] == "filled", closed(sink)
     rows = [row for row in sink.rows(live=False) if not row.flags & Flag.MARKER]
     found = {number: [json.loads(str(row.value))["id"] for row in rows if row.tag == number] for number in (40, 41)}
@@ -147,19 +140,26 @@ async def test_conditions_alone_where_the_history_ignores_the_where_clause(tmp_p
 
 
 async def test_a_server_without_a_history_of_events_closes_the_gap_with_that_reason(tmp_path: Path) -> None:
-    async with event_server(tmp_path, history=False) as server, Proxy(server.port) as proxy:
-        settings = settings_for(proxy.port, 0, tags=(EVENTS,), load=Load(requests_per_s=20))
+    async with watched(tmp_path, EVENTS, history=False) as (server, proxy, sink, task):
+        await server.raise_event()
+        await until_here(lambda: len(sink.rows()) == 1, 10, task)
+        proxy.cut(blocked=True)
+        await asyncio.sleep(AWAY_S)
+        proxy.restore()
+        await until_here(lambda: len(closed(sink)) == 1, 120, task)
+    told = closed(sink)[0]
+    assert (told["event"], "no history of events, 1 tags" in str(told["reason"])) == ("unfillable", True), told
+
+
+@contextlib.asynccontextmanager
+async def watched(tmp_path: Path, *tags: TagRow, **server_is: bool) -> AsyncIterator[tuple[EventServer, Proxy, MemorySink, asyncio.Task[None]]]:
+    """A source of these tags, up, behind a proxy of its server."""
+    async with event_server(tmp_path, **server_is) as server, Proxy(server.port) as proxy:
+        settings = settings_for(proxy.port, 0, tags=tags, load=Load(requests_per_s=20))
         sink = MemorySink()
         async with running(make_source(settings, tmp_path), sink) as task:
             await until_here(lambda: ups(sink) == 1, 30, task)
-            await server.raise_event()
-            await until_here(lambda: len(sink.rows()) == 1, 10, task)
-            proxy.cut(blocked=True)
-            await asyncio.sleep(AWAY_S)
-            proxy.restore()
-            await until_here(lambda: len(closed(sink)) == 1, 120, task)
-    told = closed(sink)[0]
-    assert (told["event"], "no history of events, 1 tags" in str(told["reason"])) == ("unfillable", True), told
+            yield server, proxy, sink, task
 
 
 def closed(sink: MemorySink) -> list[dict[str, object]]:

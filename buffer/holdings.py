@@ -51,6 +51,11 @@ class Holdings:
         remove(self._storage, path)
         self._note(path, 0)
 
+    def settle(self) -> None:
+        """Have what was removed so far, segments and journals, stay away whatever comes. Raise StorageFault."""
+        for directory in (layout.SEGMENTS, layout.JOURNALS):
+            self._storage.fsync_dir(directory)
+
     def has_object(self, digest: bytes) -> bool:
         """Say whether an object is there and whole."""
         try:

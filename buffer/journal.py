@@ -158,20 +158,37 @@ class Hole:
     reason: str
 
 
-def read_past_cache(storage: ReadStorage, path: str) -> bytes:
-    """Return a whole file as the device holds it; pages the device refuses to give are zeros. Empty if it is not there."""
-    size = storage.size(path) or 0
-    try:
-        return storage.read_direct(path, 0, size) or b""
-    except StorageFault:
-        return b"".join(_page(storage, path, at, min(PAGE, size - at)) for at in range(0, size, PAGE))
+class PastCache:
+    """A file as the device holds it, by windows of a MiB; pages the device refuses to give are zeros. size_bytes: 0 if it is not there."""
 
+    def __init__(self, storage: ReadStorage, path: str, size_bytes: int | None = None) -> None:
+        self._storage = storage
+        self._path = path
+        self.size_bytes = (storage.size(path) or 0) if size_bytes is None else size_bytes
+        self._start, self._window = 0, b""
 
-def _page(storage: ReadStorage, path: str, offset: int, size: int) -> bytes:
-    try:
-        return (storage.read_direct(path, offset, size) or b"").ljust(size, b"\0")
-    except StorageFault:
-        return bytes(size)
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return size_bytes from offset; fewer at the end."""
+        end = min(offset + size_bytes, self.size_bytes)
+        if offset >= end:
+            return b""
+        if not self._start <= offset < end <= self._start + len(self._window):
+            self._start = offset // PAGE * PAGE
+            self._window = b""  # given back before the next is read
+            self._window = self._fetch(self._start, min(max(READ_CHUNK_BYTES, end - self._start), self.size_bytes - self._start))
+        return self._window[offset - self._start : end - self._start]
+
+    def _fetch(self, start: int, size: int) -> bytes:
+        try:
+            return self._storage.read_direct(self._path, start, size) or b""
+        except StorageFault:
+            return b"".join(self._page(at, min(PAGE, start + size - at)) for at in range(start, start + size, PAGE))
+
+    def _page(self, offset: int, size: int) -> bytes:
+        try:
+            return (self._storage.read_direct(self._path, offset, size) or b"").ljust(size, b"\0")
+        except StorageFault:
+            return bytes(size)
 
 
 def find_salt(read: Read, size_bytes: int, generation: int, first_seq: int, serial: int) -> int | None:

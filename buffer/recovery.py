@@ -27,7 +27,7 @@ from buffer.cose import parse_sign1
 from buffer.errors import CorruptError, StorageFault
 from buffer.frame import HEADER_BYTES, parse_frame, parse_header
 from buffer.intervals import Intervals
-from buffer.journal import Found, Hole, find_salt, read_past_cache, scan
+from buffer.journal import Found, Hole, PastCache, find_salt, scan
 from buffer.last import LastState, decode_last
 from buffer.layout import JournalName, SegmentName
 from buffer.manifest import Loss, LossReason, Manifest, StateRecord, decode_manifest
@@ -181,8 +181,9 @@ class _Recovery:
         for name in names:
             self._end(name.generation, name.seq)
         for name in names:
+            file = PastCache(self._storage, name.path)
             try:
-                self.out.last, generation, seq, block = decode_last(read_past_cache(self._storage, name.path))
+                self.out.last, generation, seq, block = decode_last(file.read(0, file.size_bytes))
             except CorruptError as error:
                 self.out.events.append(f"{name.path}: {error.message}; taking the one before")
                 continue
@@ -224,9 +225,8 @@ class _Recovery:
                 self._storage.sync_file(path)
             except StorageFault as fault:
                 out.events.append(f"{fault}; believing what the device shows")
-        blocks = self._believable(name, read_past_cache(self._storage, path))
         held = self._held.setdefault(name.generation, Intervals())
-        for manifest, payload in blocks:
+        for manifest, payload in self._believable(name):
             if manifest.first_block <= self._newest_block.get(name.generation, -1):
                 continue  # a copy: its sync had failed in an earlier journal
             self._newest_block[name.generation] = manifest.first_block
@@ -240,18 +240,22 @@ class _Recovery:
             held.add(run.first_seq, run.end_seq - 1)
         out.journals.append(facts)
 
-    def _believable(self, name: JournalName, data: bytes) -> list[tuple[Manifest, bytes]]:
-        blocks = list(self._verified(name, data, self.out.events))
-        while blocks and blocks[-1][0].more and not self._was_acknowledged(blocks[-1][0]):
-            blocks.pop()
-        return blocks
+    def _believable(self, name: JournalName) -> Iterator[tuple[Manifest, bytes]]:
+        tail: list[tuple[Manifest, bytes]] = []  # of a commit whose end did not come yet
+        for block in self._verified(name, self.out.events):
+            tail.append(block)
+            if not block[0].more:
+                yield from tail
+                tail = []
+        while tail and not self._was_acknowledged(tail[-1][0]):
+            tail.pop()
+        yield from tail
 
-    def _verified(self, name: JournalName, data: bytes, events: list[str]) -> Iterator[tuple[Manifest, bytes]]:
-        def read(offset: int, length: int) -> bytes:
-            return data[offset : offset + length]
-
-        salt = find_salt(read, len(data), name.generation, name.first_seq, name.serial)
-        for found in () if salt is None else scan(read, salt, len(data)):
+    def _verified(self, name: JournalName, events: list[str]) -> Iterator[tuple[Manifest, bytes]]:
+        file = PastCache(self._storage, name.path)
+        read, size = file.read, file.size_bytes
+        salt = find_salt(read, size, name.generation, name.first_seq, name.serial)
+        for found in () if salt is None else scan(read, salt, size):
             problem = self._problem(found, name)
             if isinstance(found, Found) and not problem:
                 yield found.frame.manifest, bytes(found.frame.payload)
@@ -270,7 +274,7 @@ class _Recovery:
         """Return where a later generation says that this one ended, 0 if none does. Reads journals once more: a tail is seldom in doubt."""
         for name in self._names:
             if name.generation > generation:
-                manifest, _ = next(self._verified(name, read_past_cache(self._storage, name.path), []), (None, b""))
+                manifest, _ = next(self._verified(name, []), (None, b""))
                 if manifest is not None and manifest.state is not None and manifest.state.predecessor is not None:
                     stated, end = manifest.state.predecessor
                     if stated == generation:

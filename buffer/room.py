@@ -140,7 +140,9 @@ class Room:
         newest = max(self._last.tables.values(), default=(0, 0))
         there = [(s.generation, s.first) for s in self._holdings.segments[:1]]
         there += [(j.name.generation, j.name.first_seq) for j in self._journals.closed]
-        for digest, place in list(self._last.tables.items()):
-            if place < min(low, newest, *there):
-                self._holdings.forget(layout.object_path(digest))
-                del self._last.tables[digest]
+        gone = [digest for digest, place in self._last.tables.items() if place < min(low, newest, *there)]
+        if gone:
+            self._holdings.settle()  # else a power cut brings back readings whose table it does not bring back
+        for digest in gone:
+            self._holdings.forget(layout.object_path(digest))
+            del self._last.tables[digest]

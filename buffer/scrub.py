@@ -24,7 +24,7 @@ from buffer.cose import Verifier
 from buffer.errors import CorruptError, SignatureError, StorageFault
 from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, parse_body, parse_frame, parse_header
 from buffer.intervals import Intervals
-from buffer.journal import PAGE, Found, Hole, find_salt, parse_journal_header, read_past_cache, scan
+from buffer.journal import PAGE, Found, Hole, PastCache, find_salt, parse_journal_header, scan
 from buffer.manifest import Loss, LossReason
 from buffer.reader import RingReader
 
@@ -221,13 +221,9 @@ class Scrub:
         mark = inventory.durable
         if mark is not None and (mark.generation, mark.serial) == (name.generation, name.serial):
             size = mark.end_offset
-        data = read_past_cache(self._storage, name.path)[:size]
+        read = PastCache(self._storage, name.path, size).read
         problems: list[str] = []
-
-        def read(at: int, count: int) -> bytes:
-            return data[at : at + count]
-
-        if found := _problem(lambda _: _head(data), ""):
+        if found := _problem(lambda _: _head(read(0, PAGE)), ""):
             problems.append(found)
         salt = find_salt(read, size, name.generation, name.first_seq, name.serial)
         held = Intervals()
@@ -263,9 +259,9 @@ def _problem(judge: _Judge, path: str) -> str:
     return ""
 
 
-def _head(data: bytes) -> None:
-    if any(data[:PAGE]):
-        parse_journal_header(data[:PAGE])
+def _head(page: bytes) -> None:
+    if any(page):
+        parse_journal_header(page)
 
 
 def _is_ours(directory: str, name: str) -> bool:

@@ -51,4 +51,9 @@ DIRECTED = (
     ),  # fmt: skip
     # a journal sealed in two parts, of which the disk refuses the second: what is left of it is sealed later
     Script(10**9, 3 * JOURNAL, (*(("live", 1),) * 4, ("roll", 1), ("idle", 1), ("sync_fails", 5), ("seal", 1), ("idle", 1), ("seal", 1), ("idle", 1))),
+    # a tag table goes with its last readings, and the power fails before any of that is durable: what comes back needs the table
+    Script(
+        4 * JOURNAL, JOURNAL,
+        (("table", 1), ("live", 3), ("table", 1), ("live", 3), ("seal", 1), *(("roll", 1), ("idle", 1)) * 3),
+    ),  # fmt: skip
 )

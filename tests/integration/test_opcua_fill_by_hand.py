@@ -154,7 +154,7 @@ def test_a_hole_that_nobody_filled_is_filled_by_hand_over_a_kill_and_nothing_is_
     box.start()
     box.up()
     time.sleep(2)
-    assert box.source()["fill"]["id"] == asked["id"]
+    assert box.until("what became of the order", lambda one: "fill" in one)["fill"]["id"] == asked["id"]
     assert [one["event"] for one in box.notices("operator") if "fill" in one["event"]] == ["fill begun"]
     assert "no such hole" in box.fill("press7", *window)
     box.end(signal.SIGTERM)

@@ -33,8 +33,7 @@ def give_back() -> None:
     gc.collect()
     gc.freeze()
     gc.collect()  # tells the collector how little there is to look at from now on
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
 
 
 def sweep() -> None:
@@ -43,3 +42,10 @@ def sweep() -> None:
     Left to itself the collector comes when enough was made: in thirty minutes with twenty cuts, upload kept four buffers of 256 KiB.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return what is free to the system: once a minute. glibc gives back by itself only what lies at the end of its heap."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

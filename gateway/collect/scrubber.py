@@ -95,7 +95,7 @@ class Scrubber:
                     self._keep()
                     p = self.scrub.progress
                     self._writer.notice(NoticeKind.STORAGE, "", event="scrub ended", files=p.files, bytes=p.size_bytes, damaged=p.damaged)
-                    footprint.give_back()  # whole journals were read: 17 MiB
+                    footprint.give_back()  # segments were read whole
                 return
             if checked.problem:
                 await self._declare(checked)

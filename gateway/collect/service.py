@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
 CONTROL_LOOK_S: Final = 0.1
+TRIM_TICKS: Final = 60  # a second each
 CERTIFICATE_NS: Final = 3_600 * 10**9  # a load certificate per source and hour
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Collector:
 
     async def watch(self) -> None:
         """Turn events of the ring into notices, publish status, feed the watchdog."""
-        while True:
+        for tick in itertools.count(1):
             events, self.ring.counters.events = self.ring.counters.events, []
             for event in events:
                 self.writer.notice(NoticeKind.RING, "", event=event)
@@ -92,6 +94,8 @@ class Collector:
                 self.writer.notice(NoticeKind.CLOCK, "", event=said.event, offset_ns=said.offset_ns)
             self._certify()
             await self._publish_status()
+            if tick % TRIM_TICKS == 0:
+                footprint.trim()
             notify("WATCHDOG=1")
             await self.runtime.sleep(1.0)
 

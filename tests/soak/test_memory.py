@@ -79,7 +79,7 @@ async def rounds(root: Path, dsn: str) -> dict[str, list[float]]:
     make_keys(root)
     port = free_port()
     link = Link(("127.0.0.1", port))
-    Soak(root, 1, 0, 1).write_config([free_port()], await link.start(), port, every_s=1)
+    Soak(root, 1, 0, 1).write_config([free_port()], await link.start(), port)
     if dsn:
         (root / "dsn").write_text(dsn)
         with (root / "receiver.toml").open("a") as file:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from gateway import templates
 from gateway.config import is_gateway_file, load_gateway, load_identity, load_site
@@ -231,3 +231,45 @@ def test_a_configuration_without_an_end_is_refused_and_not_read_whole() -> None:
 def test_toml_that_breaks_its_parser_is_a_mistake_like_any_other(text):
     with pytest.raises(ConfigError, match="gateway.toml"):
         parse_text(GatewayFile, text, Path("gateway.toml"))
+
+
+def modbus(**written: object) -> ModbusTable:
+    return ModbusTable.model_validate({"kind": "modbus-tcp", "address": "10.0.0.9:502"} | written)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"address": "10.0.0.9:0"}, "no place where a device can be"),
+        ({"address": "0.0.0.0:502"}, "no place where a device can be"),
+        ({"address": "224.0.0.1:502"}, "no place where a device can be"),
+        ({"address": "10.0.0.9:٥٠٢"}, "write host:port"),
+        ({"kind": "modbus-rtu", "address": "/dev/ttyUSB0", "unit": 0}, "a call to all units"),
+        ({"kind": "modbus-rtu-tcp", "unit": 0}, "a call to all units"),
+        ({"kind": "modbus-rtu", "address": "/dev/ttyUSB0", "baud": 0}, "greater than or equal to 50"),
+        ({"timeout": "0"}, 'from "1 ms" to "10 min"'),
+        ({"timeout": "1 d"}, 'from "1 ms" to "10 min"'),
+        ({"load": {"bytes_per_s": "0"}}, "greater than or equal to 1"),
+        ({"load": {"requests_per_s": 1e-300}}, "greater than or equal to 0.001"),
+        ({"load": {"duty": 5e-324}}, "greater than or equal to 0.001"),
+        ({"alive": {"tag": "x", "within": "0"}}, "greater than 0"),
+    ],
+)
+def test_what_no_device_could_be_read_with_is_a_mistake_not_a_crash_of_collect(written: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        modbus(**written)
+    assert modbus(unit=0).unit == 0  # over TCP many devices answer to it
+
+
+@pytest.mark.parametrize(
+    ("written", "one"),
+    [
+        ("10.0.0.9:0502", "10.0.0.9:502"),
+        ("[::ffff:10.0.0.9]:502", "10.0.0.9:502"),
+        ("[0:0:0::1]:502", "[::1]:502"),
+        ("::1:502", "[::1]:502"),
+        ("[FE80::1%eth0]:502", "[fe80::1%eth0]:502"),
+    ],
+)
+def test_a_device_has_one_address_however_it_is_written(written: str, one: str) -> None:
+    assert modbus(address=written).address == one

@@ -73,19 +73,25 @@ async def _line(
             remedy = "Write rows for it in tags.csv" + (f": ebbgate browse {source.name} proposes them." if isinstance(source, OpcuaSource) else ".")
             findings.append(Finding(Level.WARNING, f"source.{source.name}", "has no tags", remedy))
         try:
-            findings += await _source(source, runtime, settings.state / "collect", contact, live)
+            findings += await _source(source, line, runtime, settings.state / "collect", contact, live)
         except SourceBusy as busy:
             findings.append(_as_collect_says(source.name, settings, busy))
     return findings
 
 
 async def _source(
-    source: OpcuaSource | ModbusSource, runtime: Runtime, directory: Path, contact: bool, live: list[Live] | None
+    source: OpcuaSource | ModbusSource,
+    line: list[OpcuaSource | ModbusSource],
+    runtime: Runtime,
+    directory: Path,
+    contact: bool,
+    live: list[Live] | None,
 ) -> tuple[Finding, ...]:
     if isinstance(source, ModbusSource):
         from gateway.collect.modbus import probe
 
-        return await probe.check(source, runtime, directory, contact=contact and bool(source.tags), live=live)
+        others = [one for one in line if isinstance(one, ModbusSource)]
+        return await probe.check(source, runtime, directory, contact=contact and bool(source.tags), live=live, line=others)
     from gateway.collect.opcua.check import check
 
     return await check(source, runtime, directory, contact=contact, live=live)

@@ -28,7 +28,7 @@ from gateway.settings import TagRow
 from gateway.tagfile import ORDERS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from gateway.collect.modbus.decode import Values
@@ -55,10 +55,11 @@ class Shown:
 
 
 @asynccontextmanager
-async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) -> AsyncIterator[Ask]:
+async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path, line: Iterable[ModbusSource]) -> AsyncIterator[Ask]:
     """Give a function that sends one PDU when the load contract lets it, and raises what goes wrong."""
-    paused = directory.parent / "control" / "pause" / settings.name
-    locks = await wait_for_turn(directory, settings.name, paused.exists, runtime.sleep)
+    beside = () if _spare(settings) else tuple(one.name for one in line if one.name != settings.name and _where_of(one) == _where_of(settings))
+    paused = directory.parent / "control" / "pause"
+    locks = await wait_for_turn(directory, settings.name, lambda name: (paused / name).exists(), runtime.sleep, beside)
     memory = Memory(directory / f"{settings.name}.json", settings.load, runtime)
     hub = Hub(runtime)
     hub.join(settings.name)
@@ -81,16 +82,32 @@ async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) ->
     finally:
         hub.leave(settings.name)
         await memory.save()
-        locks.release(settings.name)
+        for name in locks.names:
+            locks.release(name)
+
+
+def _spare(settings: ModbusSource) -> bool:
+    """Say whether the device has a connection to spare beside the one of collect; a wire never has."""
+    return settings.kind == "modbus-tcp" and settings.load.sessions > 1
+
+
+def _where_of(settings: ModbusSource) -> tuple[str, str]:
+    return settings.address, settings.interface
 
 
 async def check(
-    settings: ModbusSource, runtime: Runtime, directory: Path, *, contact: bool = True, live: list[Live] | None = None
+    settings: ModbusSource,
+    runtime: Runtime,
+    directory: Path,
+    *,
+    contact: bool = True,
+    live: list[Live] | None = None,
+    line: Iterable[ModbusSource] = (),
 ) -> tuple[Finding, ...]:
     """Return what is wrong with the tags of a source, what its plan costs, and (contact) what the device refuses.
 
     directory: <state>/collect. With contact every block of the plan is read once, and refused blocks value by value. live: takes what
-    every tag shows. Raise SourceBusy if collect reads it now.
+    every tag shows. line: the sources that may share its connection. Raise SourceBusy if collect reads one of them now.
     """
     points, found = compile_tags(settings)
     findings = list(found)
@@ -102,7 +119,7 @@ async def check(
     findings += _cost(settings, groups)
     if contact:
         try:
-            async with _contact(settings, runtime, directory) as ask:
+            async with _contact(settings, runtime, directory, line) as ask:
                 findings += await _try_all(settings, groups, ask, live)
         except SourceBusy:
             raise
@@ -204,7 +221,14 @@ def _lives(settings: ModbusSource, group: Group, got: Values) -> list[Live]:
 
 
 async def read(
-    settings: ModbusSource, runtime: Runtime, directory: Path, address: str, type_: str = "", *, all_orders: bool = False
+    settings: ModbusSource,
+    runtime: Runtime,
+    directory: Path,
+    address: str,
+    type_: str = "",
+    *,
+    all_orders: bool = False,
+    line: Iterable[ModbusSource] = (),
 ) -> tuple[Shown, ...]:
     """Read one address once; return it as `type_` in the source's order, or (all_orders) in every type and order that fits.
 
@@ -213,7 +237,7 @@ async def read(
     """
     points = _readings_of(settings, address, type_)
     table, start = points[0].table, points[0].start
-    async with _contact(settings, runtime, directory) as ask:
+    async with _contact(settings, runtime, directory, line) as ask:
         data = await _longest(table, start, sorted({point.count for point in points}), ask)
     orders = ORDERS if all_orders and not table.is_bits else (settings.order,)
     shown = []

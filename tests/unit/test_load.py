@@ -60,6 +60,15 @@ def test_killed_before_it_could_save_still_costs_an_interval() -> None:
     assert Budget(load, 10 * MS, {}, 10 * MS).ready_ns(10 * MS) == 510 * MS
 
 
+def test_killed_before_it_could_save_the_device_rests_all_the_same() -> None:
+    assert Budget(Load(requests_per_s=5.0, pause_ns=10 * S), 0, {}).ready_ns(0) == 10 * S
+    slow = Load(requests_per_s=5.0, duty=0.1)
+    budget = Budget(slow, 0)
+    budget.spent(2 * S, 2 * S, 0)
+    saved = budget.export(30 * S, 30 * S)  # long before the kill
+    assert Budget(slow, 0, saved, 90 * S).ready_ns(0) == 18 * S  # as behind the usual answer of 2 s
+
+
 def test_bytes_are_paid_off() -> None:
     budget = Budget(Load(requests_per_s=1000, bytes_per_s=1000, duty=1.0), 0)
     budget.spent(0, 0, 5000)

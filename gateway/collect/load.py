@@ -165,9 +165,9 @@ class Budget:
         slowdown = saved.get("slowdown")
         if isinstance(slowdown, int | float) and 1.0 <= slowdown <= SLOWDOWN_MAX:
             self._slowdown = float(slowdown)
-        self._usual_ns = _whole(saved.get("usual_ns"), 0)
+        self._usual_ns = min(DEBT_NS_MAX, _whole(saved.get("usual_ns"), 0))
         owed_ns = min(DEBT_NS_MAX, _whole(saved.get("owed_ns"), 0)) - away_ns
-        self._ready_ns = now_ns + max(self.interval_ns, self._rest_ns(min(DEBT_NS_MAX, self._usual_ns)), owed_ns)
+        self._ready_ns = now_ns + max(self.interval_ns, min(DEBT_NS_MAX, self._rest_ns(self._usual_ns)), owed_ns)
         minutes = saved.get("minutes")
         for age, counts in minutes.items() if isinstance(minutes, dict) else ():
             minute = now_ns // _MINUTE - away_ns // _MINUTE - _whole(age, _MINUTES_KEPT)
@@ -176,7 +176,7 @@ class Budget:
 
 
 def _whole(value: object, instead: int) -> int:
-    """Return a non-negative integer, also from decimal digits, or `instead`."""
+    """Return a non-negative integer of at most 64 bits, also from decimal digits, or `instead`."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:19])
-    return value if type(value) is int and value >= 0 else instead
+    return value if type(value) is int and 0 <= value < 1 << 64 else instead

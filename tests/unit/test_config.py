@@ -204,6 +204,16 @@ def test_mistakes_of_table_and_sources_come_together(examples: Path) -> None:
     assert "row 7, id (A7)" in str(caught.value) and "below 128 MiB" in str(caught.value)
 
 
+def test_a_life_bit_must_be_read_twice_in_the_time_it_has_to_change(examples: Path) -> None:
+    path = examples / "gateway.toml"
+    text = path.read_text()
+    path.write_text(text.replace('address  = "192', 'alive = { tag = "mdb1.p", within = "2 s" }\naddress  = "192'))
+    assert load_gateway(path).sources[1].alive is not None
+    path.write_text(text.replace('address  = "192', 'alive = { tag = "mdb1.p", within = "1 s" }\naddress  = "192'))
+    with pytest.raises(ConfigError, match="less than two polls of mdb1.p, which is read every 1 ?s"):
+        load_gateway(path)
+
+
 def test_the_line_of_a_key() -> None:
     text = '[a]\nx = 1\n[[g]]\nid = "1"\n[[g]]\nid = "2"\n[s."b.c"]\ny = { z = 1 }\n'
     assert line_of(text, ("a", "x")) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.collect.load import SLOWDOWN_MAX, Budget
@@ -134,9 +134,11 @@ JUNK = st.recursive(SCALARS, lambda x: st.lists(x) | st.dictionaries(st.text(), 
 
 
 @given(JUNK)
-def test_any_saved_file_starts(junk: object) -> None:
+@example(10**400)
+def test_any_saved_file_starts_and_goes_on(junk: object) -> None:
     keys = ("wall_ns", "owed_ns", "slowdown", "usual_ns", "minutes")
     load = Load(requests_per_s=4)
-    at = Budget(load, 7, dict.fromkeys(keys, junk), 9).ready_ns(7)
-    assert 7 + S // 4 <= at <= 7 + 3600 * S
-    Budget(load, 7, {"minutes": {"3": junk, "x": {"requests": junk}}}, 9).certificate(7)
+    budget = Budget(load, 7, dict.fromkeys(keys, junk), 9)
+    assert 7 + S // 4 <= budget.ready_ns(7) <= 7 + 3600 * S
+    budget.spent(8, 1, 1)
+    Budget(load, 7, {"minutes": {"3": junk, "4": dict.fromkeys(("busy_ns", "slowest_ns"), junk)}}, 9).certificate(7)

@@ -293,7 +293,9 @@ async def test_a_device_that_refuses_everything_is_up_bad_and_comes_back_whole(t
     device.exception = 4
     tags = [tag(16 + i, f"hr:{i}") for i in range(8)]
     async with running(device) as address:
-        async with polling(build(settings(address, *tags), tmp_path), sink):
+        source = build(settings(address, *tags), tmp_path)
+        async with polling(source, sink):
+            await until(lambda: source.status()["refused"] == 8)
             await until(lambda: sink.rows(16))
             asked = len(device.requests)
             await asyncio.sleep(0.7)
@@ -301,6 +303,7 @@ async def test_a_device_that_refuses_everything_is_up_bad_and_comes_back_whole(t
             device.exception = 0
             device.requests.clear()
             await until(lambda: len(sink.rows(23)) == 2)
+            assert source.status()["refused"] == 0
     assert {(r[3], r[4]) for r in device.requests} == {(0, 8)}
     assert sink.events(NoticeKind.SOURCE_DOWN) == []
 

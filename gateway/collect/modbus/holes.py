@@ -64,6 +64,10 @@ class Holes:
         """Say whether this block was read the last time: if it is silent now, the device is."""
         return block.span in self._read
 
+    def rests(self, block: Block) -> bool:
+        """Say whether this block was refused the last time it was asked for."""
+        return block.span in self._rests
+
     def accepted(self, block: Block) -> bool:
         """Note that a block was read; return whether it had been resting."""
         self._silent.pop(block.span, None)

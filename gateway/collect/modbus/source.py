@@ -97,7 +97,12 @@ class ModbusSource:
 
     def status(self) -> dict[str, object]:
         """Return what status.json shows of this source."""
-        return asdict(self.state) | {"load": asdict(self._memory.budget.certificate(self._now()))}
+        return asdict(self.state) | {"refused": self._refused(), "load": asdict(self._memory.budget.certificate(self._now()))}
+
+    def _refused(self) -> int:
+        """Return how many tags the device does not give."""
+        resting = {value for group in self._groups for block in group.blocks if self._holes.rests(block) for value in block.values}
+        return sum(point.span in resting for point in self._points) if resting else 0
 
     async def run(self, sink: Sink) -> None:
         """Read until cancelled. Raise StorageFault if the ring will never take a poll."""

@@ -1,8 +1,8 @@
 """Which values of a poll are news: changes beyond the deadband, heartbeats, first values, markers. Pure.
 
 A value is handed over when its bits, kind or quality changed (numbers: by more than the tag's deadband), or when the tag's heartbeat is due
-(REPEATED if nothing changed): at the poll nearest to it, for polls are never at the very nanosecond, and at once where the clock was set back. The first value after a start is dropped if it is bit for bit the newest one in the ring; the first value after
-a marker never is.
+(REPEATED if nothing changed): at the poll nearest to it, for polls are never at the very nanosecond, and at once where the clock was set
+back. The first value after a start is dropped if it is bit for bit the newest one in the ring; the first value after a marker never is.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import pytest
 from buffer.errors import StorageFault
 from buffer.notice import NoticeKind
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE, GOOD, UNCERTAIN, Flag, Kind
+from gateway.checks import check_all
 from gateway.collect.clock import GatewayClock
 from gateway.collect.modbus import outbox, probe
 from gateway.collect.modbus import source as source_module
@@ -31,6 +32,7 @@ from gateway.settings import ModbusSource as Settings
 from gateway.tagarrays import expand_rows
 from tests.support.libmodbus import Server, free_port, pty_pair
 from tests.support.modbus_device import Device, running
+from tests.support.site import Site
 
 PATIENCE_S = 30.0  # a hang ends here; nothing is measured
 FAST = Load(requests_per_s=500.0, duty=1.0)
@@ -531,6 +533,13 @@ async def test_check_finds_refused_tags_cost_and_silence(tmp_path: Path) -> None
     assert "refused the connection" in found[-1].what
     found = await probe.check(settings("127.0.0.1:1", tag(16, "17")), real(), tmp_path, contact=False)
     assert "hr:17" in found[0].what
+
+
+async def test_check_says_what_would_keep_collect_from_starting(tmp_path: Path) -> None:
+    one = settings("127.0.0.1:502", tag(16, "hr:1"))
+    other = replace(one, name="other", kind="modbus-rtu-tcp")
+    found = await check_all(replace(Site(tmp_path, 0).gateway(1), sources=(one, other)), real(), contact=False)
+    assert [f.where for f in found if "share 127.0.0.1:502 but differ in kind" in f.what and f.level is Level.REFUSED] == ["source.other"]
 
 
 async def test_read_shows_every_way_to_understand_it(tmp_path: Path) -> None:

@@ -230,8 +230,10 @@ def check_answer(request: bytes, pdu: bytes) -> None:
     if request[0] == _MEI:
         return
     size = data_bytes(request)
-    if len(pdu) != 2 + size or pdu[1] != size:
-        raise BadAnswer(f"{len(pdu) - 2} bytes of data came, {size} were asked for")
+    if len(pdu) != 2 + size:
+        raise BadAnswer(f"{max(0, len(pdu) - 2)} bytes of data came, {size} were asked for")
+    if pdu[1] != size:
+        raise BadAnswer(f"the answer counts {pdu[1]} bytes of data and holds {size}")
 
 
 def parse_identification(pdu: bytes) -> dict[str, str]:

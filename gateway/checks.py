@@ -13,6 +13,7 @@ from gateway.boxchecks import gateway_findings, receiver_findings, site_findings
 from gateway.collect.locks import SourceBusy
 from gateway.collect.reload import tag_changes
 from gateway.collect.tables import decode_rows
+from gateway.errors import ConfigError
 from gateway.findings import Finding, Level, Live
 from gateway.groups import collecting
 from gateway.settings import ModbusSource, OpcuaSource
@@ -36,7 +37,7 @@ async def check_all(
     Sources are asked at once, those on one connection in turn. as_owner: entered while sources are asked, so that collect's files stay
     collect's; keys of other processes are read outside it.
     """
-    findings = gateway_findings(settings, _now(runtime)) + _tags(settings)
+    findings = gateway_findings(settings, _now(runtime)) + _tags(settings) + _disagreements(settings, runtime)
     lines: dict[str, list[OpcuaSource | ModbusSource]] = {}
     for source in settings.sources:
         lines.setdefault(source.address if isinstance(source, ModbusSource) else source.name, []).append(source)
@@ -73,19 +74,25 @@ async def _line(
             remedy = "Write rows for it in tags.csv" + (f": ebbgate browse {source.name} proposes them." if isinstance(source, OpcuaSource) else ".")
             findings.append(Finding(Level.WARNING, f"source.{source.name}", "has no tags", remedy))
         try:
-            findings += await _source(source, runtime, settings.state / "collect", contact, live)
+            findings += await _source(source, line, runtime, settings.state / "collect", contact, live)
         except SourceBusy as busy:
             findings.append(_as_collect_says(source.name, settings, busy))
     return findings
 
 
 async def _source(
-    source: OpcuaSource | ModbusSource, runtime: Runtime, directory: Path, contact: bool, live: list[Live] | None
+    source: OpcuaSource | ModbusSource,
+    line: list[OpcuaSource | ModbusSource],
+    runtime: Runtime,
+    directory: Path,
+    contact: bool,
+    live: list[Live] | None,
 ) -> tuple[Finding, ...]:
     if isinstance(source, ModbusSource):
         from gateway.collect.modbus import probe
 
-        return await probe.check(source, runtime, directory, contact=contact and bool(source.tags), live=live)
+        others = [one for one in line if isinstance(one, ModbusSource)]
+        return await probe.check(source, runtime, directory, contact=contact and bool(source.tags), live=live, line=others)
     from gateway.collect.opcua.check import check
 
     return await check(source, runtime, directory, contact=contact, live=live)
@@ -101,6 +108,20 @@ def _as_collect_says(name: str, settings: GatewaySettings, busy: SourceBusy) -> 
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return Finding(Level.INFO, f"source.{name}", f"not asked: {busy.message}; {about}", busy.remedy)
+
+
+def _disagreements(settings: GatewaySettings, runtime: Runtime) -> list[Finding]:
+    """Return where Modbus sources on one connection differ about how to talk to it: collect would not start."""
+    from gateway.collect.modbus.hub import Hubs
+
+    hubs, found = Hubs(runtime), []
+    for one in settings.sources:
+        try:
+            if isinstance(one, ModbusSource):
+                hubs.of(one)
+        except ConfigError as error:
+            found.append(Finding(Level.REFUSED, f"source.{one.name}", error.message, error.remedy))
+    return found
 
 
 def _tags(settings: GatewaySettings) -> list[Finding]:

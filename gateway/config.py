@@ -13,6 +13,7 @@ from gateway.groups import check_groups, key_paths
 from gateway.tagarrays import expand_rows
 from gateway.tagfile import parse_tags
 from gateway.trust.enrolment import Identity, ReceiverIdentity
+from gateway.units import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -230,13 +231,20 @@ def _check_ring(path: Path, file: GatewayFile, room: int, groups: Iterable[s.Gro
 
 def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ...], pinned: bool) -> None:
     for source in sources:
-        if source.alive and source.alive.tag not in {tag.id for tag in source.tags}:
-            raise ConfigError(
-                f"{path}: source.{source.name}.alive.tag {source.alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv."
-            )
+        if source.alive:
+            _check_alive(path, source, source.alive)
         _check_arrays(source)
         if isinstance(source, s.OpcuaSource):
             _check_security(path, source, pinned)
+
+
+def _check_alive(path: Path, source: s.OpcuaSource | s.ModbusSource, alive: s.Alive) -> None:
+    tag = next((tag for tag in source.tags if tag.id == alive.tag), None)
+    if tag is None:
+        raise ConfigError(f"{path}: source.{source.name}.alive.tag {alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv.")
+    if isinstance(source, s.ModbusSource) and alive.within_ns < 2 * tag.every_ns:
+        what = f"{path}: source.{source.name}.alive.within is less than two polls of {tag.id}, which is read every {format_duration(tag.every_ns)}"
+        raise ConfigError(what, "Between two polls it would seem to stand still: read it more often, or allow more time.")
 
 
 def _check_arrays(source: s.OpcuaSource | s.ModbusSource) -> None:

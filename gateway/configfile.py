@@ -54,10 +54,23 @@ def _timezone(value: object) -> object:
 
 def _host_port(value: object) -> object:
     host, _, port = str(value).rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) < 65_536:  # noqa: PLR2004 -- the width of a TCP port
+    if not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 <= int(port) < 65_536:  # noqa: PLR2004 -- the width of a TCP port
         message = "write host:port, as 10.20.0.5:8443"
         raise ValueError(message)
     return value
+
+
+def _device(value: str) -> str:
+    """Return where a device is in one spelling: what shares a connection is found by it, and a device gets one."""
+    _host_port(value)
+    host, _, port = value.rpartition(":")
+    _literal_address(host.strip("[]"))
+    address = ipaddress.ip_address(host.strip("[]"))
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_unspecified or address.is_multicast or int(port) == 0:
+        message = "is no place where a device can be; write its own address and port, as 192.168.10.40:502"
+        raise ValueError(message)
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"  # noqa: PLR2004 -- IPv6
 
 
 def _window(value: object) -> object:
@@ -166,19 +179,19 @@ class _Clock(_Table):
 
 class _Alive(_Table):
     tag: Id
-    within: Duration
+    within: Duration = Field(gt=0)
 
 
 class LoadTable(_Table):
     """load = { ... } of a source."""
 
-    requests_per_s: float = Field(5.0, gt=0, le=1000)
-    bytes_per_s: Size = 1_000_000
+    requests_per_s: float = Field(5.0, ge=0.001, le=1000)
+    bytes_per_s: Size = Field(1_000_000, ge=1)
     sessions: int = Field(1, ge=1, le=8)
     connections: int = Field(1, ge=1, le=8)
     items: int = Field(1000, ge=1, le=100_000)
     pause: Duration = 0
-    duty: float = Field(0.5, gt=0, le=1)
+    duty: float = Field(0.5, ge=0.001, le=1)
 
 
 class _Source(_Table):
@@ -223,7 +236,7 @@ class ModbusTable(_Source):
     timeout: Duration = s.SECOND
     identify: bool = False
     close_after_poll: bool = False
-    baud: int = 19_200
+    baud: int = Field(19_200, ge=50, le=4_000_000)
     parity: Literal["N", "E", "O"] = "E"
     stop_bits: int = Field(1, ge=1, le=2)
     clock: _Clock = _Clock(use="gateway")
@@ -235,9 +248,23 @@ class ModbusTable(_Source):
             if not value.startswith("/dev/"):
                 message = "write the serial device, as /dev/serial/by-id/usb-..."
                 raise ValueError(message)
-        else:
-            _host_port(value)
-            _literal_address(value.rpartition(":")[0].strip("[]"))
+            return value
+        return _device(value)
+
+    @field_validator("timeout")
+    @classmethod
+    def _bearable(cls, value: int) -> int:
+        if not s.MILLISECOND <= value <= 600 * s.SECOND:
+            message = 'write how long an answer may take, from "1 ms" to "10 min"'
+            raise ValueError(message)
+        return value
+
+    @field_validator("unit")
+    @classmethod
+    def _answers(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and info.data.get("kind") in ("modbus-rtu", "modbus-rtu-tcp"):
+            message = "on a serial line 0 is a call to all units, which none answers; write the unit's own number, 1 to 247"
+            raise ValueError(message)
         return value
 
 

@@ -312,8 +312,10 @@ def _read_modbus(settings: GatewaySettings, wanted: ModbusSource, address: str, 
 
     from gateway.collect.modbus.probe import read
     from gateway.runtime import real
+    from gateway.settings import ModbusSource
 
-    shown = asyncio.run(read(wanted, real(), settings.state / "collect", address, type_, all_orders=all_orders))
+    line = [one for one in settings.sources if isinstance(one, ModbusSource)]
+    shown = asyncio.run(read(wanted, real(), settings.state / "collect", address, type_, all_orders=all_orders, line=line))
     lines = [f"{one.address:10} {one.type:10} {one.order:5} {printable(one.value) or '-':24} {one.raw}" for one in shown]
     return [asdict(one) for one in shown], lines
 

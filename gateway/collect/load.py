@@ -5,7 +5,8 @@
 Requests are spaced, never bunched: in any T seconds at most T * requests_per_s + 1 begin. Bytes are paid off after they came. After
 an answer the device rests for `pause`, and long enough that it was busy with us for at most `duty` of the time. Slow answers and
 timeouts slow everything down (at most SLOWDOWN_MAX times); good answers bring it back step by step. What is owed survives a restart
-(`export`), and a restart itself costs one interval, so that not even a process that is killed in a loop asks faster.
+(`export`), and a restart itself costs one interval and one rest, so that not even a process that is killed in a loop asks faster: what it
+owed for its last request was never saved, so the usual one is taken.
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ class Budget:
         """Count a request that ended now: it kept the device busy_ns and moved size_bytes both ways. failed: no usable answer in time."""
         began = now_ns - busy_ns
         self._adapt(busy_ns, failed)
-        duty = self._load.duty / self._slowdown
-        rest_ns = max(self._load.pause_ns, round(busy_ns * (1 - duty) / duty))
+        rest_ns = self._rest_ns(busy_ns)
         paid_ns = round(size_bytes * _SECOND / self._load.bytes_per_s)
         self._ready_ns = max(self._ready_ns, began + self.interval_ns, now_ns + rest_ns, began + paid_ns)
         self._count(began, busy_ns, size_bytes, failed)
@@ -128,6 +128,11 @@ class Budget:
             slowdown=round(self._slowdown, 2),
         )
 
+    def _rest_ns(self, busy_ns: int) -> int:
+        """Return how long the device rests after it was busy with us for so long."""
+        duty = self._load.duty / self._slowdown
+        return max(self._load.pause_ns, round(busy_ns * (1 - duty) / duty))
+
     def _adapt(self, busy_ns: int, failed: bool) -> None:
         slow = self._usual_ns > 0 and busy_ns > max(SLOW_ANSWER_MIN_NS, SLOW_TIMES_USUAL * self._usual_ns)
         if failed:
@@ -155,14 +160,14 @@ class Budget:
             self._minutes = {k: v for k, v in self._minutes.items() if k > now_ns // _MINUTE - _MINUTES_KEPT}
 
     def _restore(self, saved: Mapping[str, object], now_ns: int, wall_ns: int) -> None:
-        """Take over what was saved; what is not of the right form is left out, and the wait of one interval stays."""
+        """Take over what was saved; what is not of the right form is left out, and the wait of one interval and one rest stays."""
         away_ns = max(0, wall_ns - _whole(saved.get("wall_ns"), wall_ns))
         slowdown = saved.get("slowdown")
         if isinstance(slowdown, int | float) and 1.0 <= slowdown <= SLOWDOWN_MAX:
             self._slowdown = float(slowdown)
-        self._usual_ns = _whole(saved.get("usual_ns"), 0)
+        self._usual_ns = min(DEBT_NS_MAX, _whole(saved.get("usual_ns"), 0))
         owed_ns = min(DEBT_NS_MAX, _whole(saved.get("owed_ns"), 0)) - away_ns
-        self._ready_ns = now_ns + max(self.interval_ns, owed_ns)
+        self._ready_ns = now_ns + max(self.interval_ns, min(DEBT_NS_MAX, self._rest_ns(self._usual_ns)), owed_ns)
         minutes = saved.get("minutes")
         for age, counts in minutes.items() if isinstance(minutes, dict) else ():
             minute = now_ns // _MINUTE - away_ns // _MINUTE - _whole(age, _MINUTES_KEPT)
@@ -171,7 +176,7 @@ class Budget:
 
 
 def _whole(value: object, instead: int) -> int:
-    """Return a non-negative integer, also from decimal digits, or `instead`."""
+    """Return a non-negative integer of at most 64 bits, also from decimal digits, or `instead`."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:19])
-    return value if type(value) is int and value >= 0 else instead
+    return value if type(value) is int and 0 <= value < 1 << 64 else instead

@@ -13,12 +13,13 @@ from buffer.storage import PosixStorage, make_directory
 from gateway.errors import PlantError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
 LET_GO_NS: Final = 3 * 10**9  # a source leaves within a second of a pause
 WAIT_S: Final = 8.0  # for collect to let a paused source go
 _LOOK_S: Final = 0.25
+_NAMES_SHOWN_MAX: Final = 5  # in one message
 _PRIVATE: Final = 0o700  # nobody else can open, and so hold, a lock
 
 
@@ -59,18 +60,39 @@ class SourceLocks:
             self._storage.close(handle)
 
 
-async def wait_for_turn(directory: Path, name: str, paused: Callable[[], bool], sleep: Callable[[float], Awaitable[None]]) -> SourceLocks:
-    """Return the lock of a source, taken; raise PlantError if collect reads it now. Waits WAIT_S if the source was paused just now."""
-    locks = SourceLocks(directory, (name,))
+async def wait_for_turn(
+    directory: Path, name: str, paused: Callable[[str], bool], sleep: Callable[[float], Awaitable[None]], beside: Sequence[str] = ()
+) -> SourceLocks:
+    """Return the lock of a source, taken; raise PlantError if collect reads it now. Waits WAIT_S if the source was paused just now.
+
+    beside: sources on the same connection, where there can be no second one: their locks are taken too.
+    """
+    locks = SourceLocks(directory, (name, *beside))
+    busy = [name]
     for _ in range(round(WAIT_S / _LOOK_S)):
-        if locks.take(name):
+        busy = [one for one in locks.names if not locks.take(one)]
+        if not busy:
             return locks
-        if not paused():
+        if unasked := [one for one in busy if not paused(one)]:
+            busy = unasked
             break
         await sleep(_LOOK_S)
-    raise SourceBusy(
-        f"{name} is being read by collect, or by another check, browse or read: a second session might lock others out",
-        f"`ebbgate status` shows what collect knows. To ask the machine yourself: ebbgate pause {name}, then this again, then ebbgate resume {name}.",
+    for one in locks.names:
+        locks.release(one)
+    raise _busy(name, busy)
+
+
+def _busy(name: str, busy: Sequence[str]) -> SourceBusy:
+    about = "`ebbgate status` shows what collect knows. To ask the machine yourself:"
+    if name in busy:
+        return SourceBusy(
+            f"{name} is being read by collect, or by another check, browse or read: a second session might lock others out",
+            f"{about} ebbgate pause {name}, then this again, then ebbgate resume {name}.",
+        )
+    others = ", ".join(busy[:_NAMES_SHOWN_MAX]) + (f" and {len(busy) - _NAMES_SHOWN_MAX} more" if len(busy) > _NAMES_SHOWN_MAX else "")
+    return SourceBusy(
+        f"{others} on the connection of {name} is being read by collect, or by another check or read: a device gets one connection",
+        f"{about} pause {others} too. Where the device has a connection to spare, say so: source.{name}.load = {{ connections = 2 }}.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,7 @@ import pytest
 from buffer.errors import StorageFault
 from buffer.notice import NoticeKind
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE, GOOD, UNCERTAIN, Flag, Kind
+from gateway.checks import check_all
 from gateway.collect.clock import GatewayClock
 from gateway.collect.modbus import outbox, probe
 from gateway.collect.modbus import source as source_module
@@ -30,6 +32,7 @@ from gateway.settings import ModbusSource as Settings
 from gateway.tagarrays import expand_rows
 from tests.support.libmodbus import Server, free_port, pty_pair
 from tests.support.modbus_device import Device, running
+from tests.support.site import Site
 
 PATIENCE_S = 30.0  # a hang ends here; nothing is measured
 FAST = Load(requests_per_s=500.0, duty=1.0)
@@ -292,7 +295,9 @@ async def test_a_device_that_refuses_everything_is_up_bad_and_comes_back_whole(t
     device.exception = 4
     tags = [tag(16 + i, f"hr:{i}") for i in range(8)]
     async with running(device) as address:
-        async with polling(build(settings(address, *tags), tmp_path), sink):
+        source = build(settings(address, *tags), tmp_path)
+        async with polling(source, sink):
+            await until(lambda: source.status()["refused"] == 8)
             await until(lambda: sink.rows(16))
             asked = len(device.requests)
             await asyncio.sleep(0.7)
@@ -300,6 +305,7 @@ async def test_a_device_that_refuses_everything_is_up_bad_and_comes_back_whole(t
             device.exception = 0
             device.requests.clear()
             await until(lambda: len(sink.rows(23)) == 2)
+            assert source.status()["refused"] == 0
     assert {(r[3], r[4]) for r in device.requests} == {(0, 8)}
     assert sink.events(NoticeKind.SOURCE_DOWN) == []
 
@@ -529,6 +535,13 @@ async def test_check_finds_refused_tags_cost_and_silence(tmp_path: Path) -> None
     assert "hr:17" in found[0].what
 
 
+async def test_check_says_what_would_keep_collect_from_starting(tmp_path: Path) -> None:
+    one = settings("127.0.0.1:502", tag(16, "hr:1"))
+    other = replace(one, name="other", kind="modbus-rtu-tcp")
+    found = await check_all(replace(Site(tmp_path, 0).gateway(1), sources=(one, other)), real(), contact=False)
+    assert [f.where for f in found if "share 127.0.0.1:502 but differ in kind" in f.what and f.level is Level.REFUSED] == ["source.other"]
+
+
 async def test_read_shows_every_way_to_understand_it(tmp_path: Path) -> None:
     device = Device()
     device.registers = {(3, 0): 0x0000, (3, 1): 0x41C8, (3, 2): 0x4142, (3, 3): 0x4300}
@@ -551,6 +564,60 @@ async def test_read_shows_every_way_to_understand_it(tmp_path: Path) -> None:
         assert [(r[3], r[4]) for r in device.requests[asked:]] == [(0, 2)]
         with pytest.raises(PlantError, match="exception 2"):
             await probe.read(one, real(), tmp_path, "hr:9", "uint16")
+
+
+async def test_check_shows_the_neighbours_of_a_refused_value_and_goes_on_behind_a_silent_one(tmp_path: Path) -> None:
+    device, live = Device(), []
+    device.missing, device.silent = {(3, 2)}, {(3, 10)}
+    device.registers[3, 20] = 7
+    async with running(device) as address:
+        tags = [tag(16 + i, f"hr:{i}", line=2 + i) for i in (0, 1, 2, 10, 20)]
+        found = await probe.check(settings(address, *tags, timeout_ns=200_000_000), real(), tmp_path, live=live)
+    refused = [f for f in found if f.level is Level.REFUSED]
+    assert [f.where for f in refused] == ["row 4, t18", "row 12, t26"]
+    assert refused[1].what == "hr:10: no answer within 0.2 s" and "answers other requests" in refused[1].remedy
+    assert [one.value for one in live] == ["0", "1", "", "", "7"]
+    assert [one.quality.partition(" ")[0] for one in live] == ["Good", "Good", "BadConfigurationError", "BadTimeout", "Good"]
+
+
+@pytest.mark.parametrize(("code", "asked"), [(2, 4), (6, 1), (11, 1)])
+async def test_check_tries_the_parts_only_of_what_may_be_refused_for_a_part(tmp_path: Path, code: int, asked: int) -> None:
+    device = Device()
+    device.exception = code
+    async with running(device) as address:
+        found = await probe.check(settings(address, *(tag(16 + i, f"hr:{i}") for i in range(3))), real(), tmp_path)
+    assert len(device.requests) == asked
+    assert any(f"exception {code}" in f.what for f in found if f.level is Level.REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("address", "type_", "told"),
+    [
+        ("hr:0", "uint16[126]", "in one request"),
+        ("hr:65535", "float32", "beyond the last register"),
+        ("co:3", "uint16", "is one bit"),
+        ("hr:5.3", "float32", "is one bit"),
+    ],
+)
+async def test_read_asks_for_nothing_that_no_tag_could(tmp_path: Path, address: str, type_: str, told: str) -> None:
+    device = Device()
+    async with running(device) as where:
+        with pytest.raises(ConfigError, match=told):
+            await probe.read(settings(where), real(), tmp_path, address, type_)
+        assert device.requests == []
+        await probe.read(settings(where, max_registers=2), real(), tmp_path, "hr:0")
+        await probe.read(settings(where), real(), tmp_path, "hr:65534")
+        assert (await probe.read(settings(where), real(), tmp_path, "hr:7.2"))[0].value == "1"
+    assert [request[3:] for request in device.requests] == [(0, 2), (65534, 2), (7, 1)]
+
+
+async def test_read_shows_all_digits(tmp_path: Path) -> None:
+    device = Device()
+    device.registers = dict(zip([(3, i) for i in range(4)], struct.unpack(">4H", struct.pack(">d", 12345678.9)), strict=True))
+    device.registers |= dict(zip([(3, i) for i in range(4, 6)], struct.unpack(">2H", struct.pack(">f", 0.1)), strict=True))
+    async with running(device) as address:
+        assert (await probe.read(settings(address), real(), tmp_path, "hr:0", "float64"))[0].value == "12345678.9"
+        assert (await probe.read(settings(address), real(), tmp_path, "hr:4", "float32"))[0].value == "0.1"
 
 
 # ---- libmodbus ----

@@ -12,6 +12,7 @@ import struct
 import tty
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,8 @@ TRICKS: dict[str, Trick] = {
     "late": lambda answer: [(TIMEOUT_S * 1.4, answer)],
     "at the deadline": lambda answer: [(TIMEOUT_S, answer)],
     "twice at once": lambda answer: [(0.0, answer * 2)],
+    "that of another register before it": lambda answer: [(0.0, rtu(answer[0], bytes([3, 2, 0, 1])) + answer)],
+    "that of another register behind it": lambda answer: [(0.0, answer + rtu(answer[0], bytes([3, 2, 0, 1])))],
     "half, then the rest late": lambda answer: [(0.0, answer[:4]), (TIMEOUT_S * 1.4, answer[4:])],
     "half": lambda answer: [(0.0, answer[:4])],
     "damaged": lambda answer: [(0.0, answer[:-1] + bytes([answer[-1] ^ 1]))],
@@ -151,3 +154,13 @@ async def test_a_line_where_another_master_speaks_is_said(line: str) -> None:
         third = await hub.ask(settings, read_pdu(3, 3, 1))
         assert third.answer == bytes([3, 2, 0, 3])
         hub.close()
+
+
+async def test_units_on_one_line_each_have_the_time_that_their_source_gives_them() -> None:
+    """The line is opened by whoever asks first."""
+    device, hub = Line(lambda answer: [(0.0, answer)], lambda answer: [(TIMEOUT_S * 2, answer)]), Hub(real())
+    async with serial(device) as settings, asyncio.timeout(PATIENCE_S):
+        await hub.ask(settings, read_pdu(3, 1, 1))
+        asked = await hub.ask(replace(settings, name="slow", unit=2, timeout_ns=int(TIMEOUT_S * 20e9)), read_pdu(3, 2, 1))
+        hub.close()
+    assert asked.answer == bytes([3, 2, 0, 2])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import pytest
 
 from buffer.notice import NoticeKind
 from buffer.types import BAD_OUT_OF_SERVICE
+from gateway.collect.locks import SourceBusy, SourceLocks
+from gateway.collect.modbus import probe
 from gateway.collect.modbus import source as source_module
+from gateway.runtime import real
 from gateway.settings import Load
 from tests.integration.test_modbus import RecordingSink, Switch, build, polling, settings, tag, until
 from tests.support.modbus_device import Device, running
@@ -104,3 +109,19 @@ async def test_a_paused_device_is_left_within_a_second_and_its_marker_is_committ
         assert sink.rows(16)[1][2] == BAD_OUT_OF_SERVICE
         switch.on = False
         await until(lambda: len(sink.rows(16)) == 3)
+
+
+@pytest.mark.parametrize(("spare", "most"), [(1, 1), (2, 2)])
+async def test_a_question_by_hand_opens_no_second_connection_beside_collect_unless_one_is_to_spare(tmp_path: Path, spare: int, most: int) -> None:
+    device, sink = Device(), RecordingSink()
+    locks = SourceLocks(tmp_path, ["m"])
+    async with running(device) as address:
+        one = settings(address, tag(16, "hr:1"))
+        other = replace(one, name="other", unit=2, load=Load(requests_per_s=100.0, duty=1.0, sessions=spare))
+        assert locks.take("m")  # as collect does
+        async with polling(build(one, tmp_path), sink):
+            await until(lambda: sink.rows(16))
+            with nullcontext() if spare > 1 else pytest.raises(SourceBusy, match="m on the connection of other"):
+                await probe.read(other, real(), tmp_path, "hr:1", "uint16", line=[one, other])
+    locks.release("m")
+    assert device.most_open == most

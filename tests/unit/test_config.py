@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from gateway import templates
 from gateway.config import is_gateway_file, load_gateway, load_identity, load_site
@@ -204,6 +204,16 @@ def test_mistakes_of_table_and_sources_come_together(examples: Path) -> None:
     assert "row 7, id (A7)" in str(caught.value) and "below 128 MiB" in str(caught.value)
 
 
+def test_a_life_bit_must_be_read_twice_in_the_time_it_has_to_change(examples: Path) -> None:
+    path = examples / "gateway.toml"
+    text = path.read_text()
+    path.write_text(text.replace('address  = "192', 'alive = { tag = "mdb1.p", within = "2 s" }\naddress  = "192'))
+    assert load_gateway(path).sources[1].alive is not None
+    path.write_text(text.replace('address  = "192', 'alive = { tag = "mdb1.p", within = "1 s" }\naddress  = "192'))
+    with pytest.raises(ConfigError, match="less than two polls of mdb1.p, which is read every 1 ?s"):
+        load_gateway(path)
+
+
 def test_the_line_of_a_key() -> None:
     text = '[a]\nx = 1\n[[g]]\nid = "1"\n[[g]]\nid = "2"\n[s."b.c"]\ny = { z = 1 }\n'
     assert line_of(text, ("a", "x")) == 2
@@ -231,3 +241,45 @@ def test_a_configuration_without_an_end_is_refused_and_not_read_whole() -> None:
 def test_toml_that_breaks_its_parser_is_a_mistake_like_any_other(text):
     with pytest.raises(ConfigError, match="gateway.toml"):
         parse_text(GatewayFile, text, Path("gateway.toml"))
+
+
+def modbus(**written: object) -> ModbusTable:
+    return ModbusTable.model_validate({"kind": "modbus-tcp", "address": "10.0.0.9:502"} | written)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"address": "10.0.0.9:0"}, "no place where a device can be"),
+        ({"address": "0.0.0.0:502"}, "no place where a device can be"),
+        ({"address": "224.0.0.1:502"}, "no place where a device can be"),
+        ({"address": "10.0.0.9:٥٠٢"}, "write host:port"),
+        ({"kind": "modbus-rtu", "address": "/dev/ttyUSB0", "unit": 0}, "a call to all units"),
+        ({"kind": "modbus-rtu-tcp", "unit": 0}, "a call to all units"),
+        ({"kind": "modbus-rtu", "address": "/dev/ttyUSB0", "baud": 0}, "greater than or equal to 50"),
+        ({"timeout": "0"}, 'from "1 ms" to "10 min"'),
+        ({"timeout": "1 d"}, 'from "1 ms" to "10 min"'),
+        ({"load": {"bytes_per_s": "0"}}, "greater than or equal to 1"),
+        ({"load": {"requests_per_s": 1e-300}}, "greater than or equal to 0.001"),
+        ({"load": {"duty": 5e-324}}, "greater than or equal to 0.001"),
+        ({"alive": {"tag": "x", "within": "0"}}, "greater than 0"),
+    ],
+)
+def test_what_no_device_could_be_read_with_is_a_mistake_not_a_crash_of_collect(written: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        modbus(**written)
+    assert modbus(unit=0).unit == 0  # over TCP many devices answer to it
+
+
+@pytest.mark.parametrize(
+    ("written", "one"),
+    [
+        ("10.0.0.9:0502", "10.0.0.9:502"),
+        ("[::ffff:10.0.0.9]:502", "10.0.0.9:502"),
+        ("[0:0:0::1]:502", "[::1]:502"),
+        ("::1:502", "[::1]:502"),
+        ("[FE80::1%eth0]:502", "[fe80::1%eth0]:502"),
+    ],
+)
+def test_a_device_has_one_address_however_it_is_written(written: str, one: str) -> None:
+    assert modbus(address=written).address == one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.collect.load import SLOWDOWN_MAX, Budget
@@ -58,6 +58,15 @@ def test_killed_before_it_could_save_still_costs_an_interval() -> None:
     first.begin(first.ready_ns(0))
     assert Budget(load, 10 * MS, saved, 10 * MS).ready_ns(10 * MS) == 510 * MS
     assert Budget(load, 10 * MS, {}, 10 * MS).ready_ns(10 * MS) == 510 * MS
+
+
+def test_killed_before_it_could_save_the_device_rests_all_the_same() -> None:
+    assert Budget(Load(requests_per_s=5.0, pause_ns=10 * S), 0, {}).ready_ns(0) == 10 * S
+    slow = Load(requests_per_s=5.0, duty=0.1)
+    budget = Budget(slow, 0)
+    budget.spent(2 * S, 2 * S, 0)
+    saved = budget.export(30 * S, 30 * S)  # long before the kill
+    assert Budget(slow, 0, saved, 90 * S).ready_ns(0) == 18 * S  # as behind the usual answer of 2 s
 
 
 def test_bytes_are_paid_off() -> None:
@@ -125,9 +134,11 @@ JUNK = st.recursive(SCALARS, lambda x: st.lists(x) | st.dictionaries(st.text(), 
 
 
 @given(JUNK)
-def test_any_saved_file_starts(junk: object) -> None:
+@example(10**400)
+def test_any_saved_file_starts_and_goes_on(junk: object) -> None:
     keys = ("wall_ns", "owed_ns", "slowdown", "usual_ns", "minutes")
     load = Load(requests_per_s=4)
-    at = Budget(load, 7, dict.fromkeys(keys, junk), 9).ready_ns(7)
-    assert 7 + S // 4 <= at <= 7 + 3600 * S
-    Budget(load, 7, {"minutes": {"3": junk, "x": {"requests": junk}}}, 9).certificate(7)
+    budget = Budget(load, 7, dict.fromkeys(keys, junk), 9)
+    assert 7 + S // 4 <= budget.ready_ns(7) <= 7 + 3600 * S
+    budget.spent(8, 1, 1)
+    Budget(load, 7, {"minutes": {"3": junk, "4": dict.fromkeys(("busy_ns", "slowest_ns"), junk)}}, 9).certificate(7)

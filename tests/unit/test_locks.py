@@ -18,7 +18,7 @@ def controlled(tmp_path: Path) -> tuple[Control, Path]:
 
 
 async def turn(directory: Path, name: str, paused: bool = False) -> SourceLocks:
-    return await wait_for_turn(directory, name, lambda: paused, lambda _: asyncio.sleep(0))
+    return await wait_for_turn(directory, name, lambda _: paused, lambda _: asyncio.sleep(0))
 
 
 async def test_collect_has_its_sources_and_gives_up_a_paused_one_when_it_has_left(tmp_path):
@@ -64,3 +64,23 @@ async def test_a_source_that_is_no_longer_configured_is_given_up(tmp_path):
     assert locks.take("plc")
     locks.watch(["meter"])
     (await turn(directory, "plc")).release("plc")
+
+
+async def test_a_source_on_the_connection_of_others_waits_until_all_of_them_are_free(tmp_path):
+    control, directory = controlled(tmp_path)
+    (tmp_path / "control/pause/plc").touch()
+    control.poll(0)
+    control.poll(LET_GO_NS)
+    with pytest.raises(SourceBusy, match="meter on the connection of plc") as told:
+        await wait_for_turn(directory, "plc", lambda _: False, lambda _: asyncio.sleep(0), ["meter"])
+    assert "pause meter too" in told.value.remedy and "connections = 2" in told.value.remedy
+    control.poll(2 * LET_GO_NS)
+    (await turn(directory, "plc")).release("plc")  # what was taken was given back
+    (tmp_path / "control/pause/meter").touch()
+    control.poll(3 * LET_GO_NS)
+    control.poll(4 * LET_GO_NS)
+    locks = await wait_for_turn(directory, "plc", lambda _: True, lambda _: asyncio.sleep(0), ["meter"])
+    with pytest.raises(SourceBusy):
+        await turn(directory, "meter")
+    for name in locks.names:
+        locks.release(name)

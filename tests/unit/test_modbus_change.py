@@ -93,6 +93,15 @@ def test_heartbeat_repeats_and_flags_it() -> None:
     assert take(reported, doubles(2.0), 29 * S) is None
 
 
+def test_heartbeats_come_as_often_as_asked_though_polls_jitter_and_clocks_are_set_back() -> None:
+    reported = Reported([row(heartbeat_ns=3 * S)], {})
+    jitter = [0, 4, -3, 2, -1, 3, -4, 1, 0, -2]  # ms
+    polls = [n * S + jitter[n % 10] * 1_000_000 for n in range(31)]
+    assert sum(take(reported, doubles(1.0), ts) is not None for ts in polls) == 11
+    assert take(reported, doubles(1.0), polls[-1] - 3_600 * S) is not None
+    assert take(reported, doubles(1.0), polls[-1] - 3_599 * S) is None
+
+
 def test_texts() -> None:
     reported = Reported([row(type="string(8)")], {16: Reading(1, 1, Kind.TEXT, "abc", GOOD, 0)})
     assert take(reported, text("abc")) is None
@@ -128,7 +137,7 @@ values = st.sampled_from([0.0, -0.0, 1.0, 1.5, 3.0, math.nan, math.inf, None])
 @given(st.lists(values, max_size=30), st.sampled_from([0.0, 1.0]), st.sampled_from([0, 3]))
 def test_against_a_plain_model(stream: list[float | None], deadband: float, heartbeat: int) -> None:
     """What is kept is what a person would write down, one tag at a time."""
-    reported = Reported([row(deadband=deadband, heartbeat_ns=heartbeat)], {})
+    reported = Reported([row(deadband=deadband, heartbeat_ns=heartbeat, every_ns=1)], {})
     last: tuple[float | None, int] | None = None
     for ts, value in enumerate(stream):
         if last is None or (value is None) != (last[0] is None):

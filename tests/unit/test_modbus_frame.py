@@ -103,3 +103,16 @@ def test_any_identification_is_read_without_a_fault(data: bytes) -> None:
 @given(st.binary(min_size=1, max_size=256))
 def test_checksum_against_pymodbus(data: bytes) -> None:
     assert struct.pack("<H", crc16(data)) == struct.pack(">H", FramerRTU.compute_CRC(data))
+
+
+@pytest.mark.parametrize(
+    ("pdu", "told"),
+    [
+        (bytes([3, 6, 0, 1, 0, 2]), "the answer counts 6 bytes of data and holds 4"),
+        (bytes([3, 4, 0, 1]), "2 bytes of data came, 4 were asked for"),
+        (bytes([3]), "0 bytes of data came, 4 were asked for"),
+    ],
+)
+def test_a_wrong_length_is_said_as_it_is(pdu: bytes, told: str) -> None:
+    with pytest.raises(BadAnswer, match=told):
+        check_answer(read_pdu(3, 0, 2), pdu)

@@ -228,6 +228,7 @@ def test_points() -> None:
         (tag("hr:105", "float32"), "forbidden"),
         (tag("hr:1", "int16", bad_raw=("nan",)), "nan"),
         (tag("hr:1", "int16", bad_raw=("65536",)), "does not fit"),
+        (tag("hr:1", "float32", bad_raw=("-1e39",)), "has bad_raw -1e39: '-1e39' does not fit"),
         (tag("hr:1", "bool", bad_raw=("1",)), "leave the cell empty"),
     ],
 )

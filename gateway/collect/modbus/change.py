@@ -1,8 +1,8 @@
 """Which values of a poll are news: changes beyond the deadband, heartbeats, first values, markers. Pure.
 
 A value is handed over when its bits, kind or quality changed (numbers: by more than the tag's deadband), or when the tag's heartbeat is due
-(REPEATED if nothing changed). The first value after a start is dropped if it is bit for bit the newest one in the ring; the first value after
-a marker never is.
+(REPEATED if nothing changed): at the poll nearest to it, for polls are never at the very nanosecond, and at once where the clock was set
+back. The first value after a start is dropped if it is bit for bit the newest one in the ring; the first value after a marker never is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Reported:
         n = len(tags)
         self._tag = np.array([tag.number for tag in tags], np.uint32)
         self._deadband = np.array([tag.deadband for tag in tags], np.float64)
-        self._heartbeat = np.array([tag.heartbeat_ns for tag in tags], np.int64)
+        self._heartbeat = np.array([tag.heartbeat_ns and max(1, tag.heartbeat_ns - tag.every_ns // 2) for tag in tags], np.int64)
         self._kind = np.full(n, Kind.NULL, np.uint8)
         self._values = np.zeros(n, np.uint64)
         self._quality = np.zeros(n, np.uint32)
@@ -59,7 +59,7 @@ class Reported:
         texts = self._new_texts(got)
         same = self._same(got, texts)
         near = same | self._within_deadband(got)
-        due = self._has & (self._heartbeat > 0) & (ts_ns - self._ts >= self._heartbeat)
+        due = self._has & (self._heartbeat > 0) & (np.abs(ts_ns - self._ts) >= self._heartbeat)
         rows = np.flatnonzero(seen & (~near | due))
         flags = got.flags[rows] | np.uint16(extra_flags)
         flags |= np.where(same[rows], np.uint16(Flag.REPEATED), np.uint16(0))

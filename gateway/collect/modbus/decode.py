@@ -166,14 +166,14 @@ def bad_patterns(type_: Type, texts: Sequence[str]) -> tuple[list[int], bool]:
     patterns: list[int] = []
     bits = 8 * type_.width
     if texts and type_.name in ("bool", "bit", "string"):
-        raise ValueError("stands with a type that has no such values; leave the cell empty")
+        raise ValueError(f"{type_.name} has no such values; leave the cell empty")
     for text in texts:
         if text.lower() == "nan" and type_.name.startswith("float"):
             continue
         if text.lower().startswith("0x"):
             value = int(text, 16)
         elif type_.name.startswith("float"):
-            value = int(np.array(float(text), f"<f{type_.width}").view(f"<u{type_.width}"))
+            value = _float_bits(text, type_)
         elif re.fullmatch(r"[+-]?\d+", text):
             value = _bcd(int(text), bits) if type_.name.startswith("bcd") else int(text)
         else:
@@ -182,6 +182,14 @@ def bad_patterns(type_: Type, texts: Sequence[str]) -> tuple[list[int], bool]:
             raise ValueError(f"{text!r} does not fit into {type_.name}")
         patterns.append(value % (1 << bits))
     return patterns, any(text.lower() == "nan" for text in texts)
+
+
+def _float_bits(text: str, type_: Type) -> int:
+    with np.errstate(over="ignore"):
+        number = np.array(float(text), f"<f{type_.width}")
+    if not np.isfinite(number):
+        raise ValueError(f"{text!r} does not fit into {type_.name}")
+    return int(number.view(f"<u{type_.width}"))
 
 
 def _bcd(value: int, bits: int) -> int:

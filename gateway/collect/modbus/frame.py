@@ -53,7 +53,19 @@ class Refused(PlantError):
         super().__init__(f"exception {code}: {EXCEPTIONS.get(code, 'unknown')}")
         self.code = code
 
+    @property
+    def of_a_part(self) -> bool:
+        """Whether it may be about a part of what was asked for: fewer registers may be there."""
+        return self.code in _OF_A_PART
 
+
+def is_silence(fault: PlantError) -> bool:
+    """Say whether nobody answered: no answer, a damaged one, or a gateway that speaks for a silent unit."""
+    return not isinstance(fault, Refused) or fault.code in _SILENT_BEHIND_GATEWAY
+
+
+_OF_A_PART: Final = (1, 2, 3, 4)
+_SILENT_BEHIND_GATEWAY: Final = (10, 11)  # they speak for a unit, not for the connection
 EXCEPTIONS: Final = {
     1: "illegal function: the device does not have this table",
     2: "illegal data address: these registers are not there",
@@ -218,8 +230,10 @@ def check_answer(request: bytes, pdu: bytes) -> None:
     if request[0] == _MEI:
         return
     size = data_bytes(request)
-    if len(pdu) != 2 + size or pdu[1] != size:
-        raise BadAnswer(f"{len(pdu) - 2} bytes of data came, {size} were asked for")
+    if len(pdu) != 2 + size:
+        raise BadAnswer(f"{max(0, len(pdu) - 2)} bytes of data came, {size} were asked for")
+    if pdu[1] != size:
+        raise BadAnswer(f"the answer counts {pdu[1]} bytes of data and holds {size}")
 
 
 def parse_identification(pdu: bytes) -> dict[str, str]:

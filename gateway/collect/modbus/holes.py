@@ -3,7 +3,8 @@
 A refused block of several values is split (plan.Cuts) and asked for again at once, until only the refused values are alone. A value that
 is refused alone rests: a minute, five, an hour. If in the end not one block can be read, nothing was learned (a PLC in STOP refuses
 everything): the splits are taken back, the blocks are tried once a minute as they are, and split again after an hour at the earliest.
-A block that is silent while others answer counts as refused the second time.
+A block that is silent while others answer counts as refused the second time; one that was read before, the sixth: answers get lost on a noisy
+line, and what was read has no hole. Else a day of noise would leave one request per value.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 REST_NS: Final = (60 * 10**9, 300 * 10**9, 3_600 * 10**9)
 HOPELESS_NS: Final = 3_600 * 10**9  # between two searches that may find nothing
 SILENCE_TOLERATED: Final = 1  # of one block, while others answer
+SILENCE_OF_READ_TOLERATED: Final = 5  # of one that was read before
 
 
 class Verdict(Enum):
@@ -49,6 +51,7 @@ class Holes:
         self._rests: dict[Span, _Rest] = {}
         self._silent: dict[Span, int] = {}
         self._read: set[Span] = set()  # blocks that were read the last time they were asked for
+        self._whole: set[Span] = set()  # blocks that were read at some time, and not refused since
         self._hopeless: dict[Span, int] = {}  # not split before this time
 
     def order(self, blocks: Sequence[Block], now_ns: int) -> list[int]:
@@ -61,16 +64,22 @@ class Holes:
         """Say whether this block was read the last time: if it is silent now, the device is."""
         return block.span in self._read
 
+    def rests(self, block: Block) -> bool:
+        """Say whether this block was refused the last time it was asked for."""
+        return block.span in self._rests
+
     def accepted(self, block: Block) -> bool:
         """Note that a block was read; return whether it had been resting."""
         self._silent.pop(block.span, None)
         self._hopeless.pop(block.span, None)
         self._read.add(block.span)
+        self._whole.add(block.span)
         return self._rests.pop(block.span, None) is not None
 
     def refused(self, block: Block, now_ns: int) -> Verdict:
         """Note that a block was refused as one that is not there."""
         self._read.discard(block.span)
+        self._whole.discard(block.span)
         before = self.cuts.copy()
         if self._hopeless.get(block.span, now_ns) > now_ns:
             self._rests[block.span] = _Rest(now_ns + REST_NS[0])
@@ -87,7 +96,8 @@ class Holes:
         """Note that a block was silent while others answered."""
         self._silent[block.span] = self._silent.get(block.span, 0) + 1
         self._read.discard(block.span)
-        return self.refused(block, now_ns) if self._silent[block.span] > SILENCE_TOLERATED else Verdict.BAD
+        tolerated = SILENCE_OF_READ_TOLERATED if block.span in self._whole else SILENCE_TOLERATED
+        return self.refused(block, now_ns) if self._silent[block.span] > tolerated else Verdict.BAD
 
     def wake(self, now_ns: int) -> None:
         """The device came back, perhaps changed: try what rests at the next poll."""

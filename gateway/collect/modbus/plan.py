@@ -187,7 +187,7 @@ def _point(tag: TagRow, settings: ModbusSource) -> Point:
     scaled = tag.scale != 1.0 or tag.offset != 0.0
     if type_.name in ("bool", "bit", "string") and (scaled or tag.deadband):
         raise ValueError(f"is {type_.name}: scale, offset and deadband mean nothing there; leave the cells empty")
-    bad_patterns(type_.element, tag.bad_raw)
+    _check_bad_raw(type_.element, tag)
     count = max(type_.length, 1) if address.table.is_bits else type_.registers
     if address.start + count > ADDRESS_MAX + 1:
         raise ValueError(f"as {tag.type} reaches beyond the last register")
@@ -196,6 +196,13 @@ def _point(tag: TagRow, settings: ModbusSource) -> Point:
         remedy = ": make its elements tags with expand" if type_.length else ""
         raise ValueError(f"needs {count} {what} in one request; the source allows {most}{remedy}")
     return Point(tag, address.table, address.start, count, type_, tag.order or settings.order)
+
+
+def _check_bad_raw(type_: Type, tag: TagRow) -> None:
+    try:
+        bad_patterns(type_, tag.bad_raw)
+    except ValueError as error:
+        raise ValueError(f"has bad_raw {'|'.join(tag.bad_raw)}: {error}") from None
 
 
 def _element(tag: TagRow, address: Address, type_: Type) -> tuple[Address, Type]:

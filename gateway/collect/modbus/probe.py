@@ -7,32 +7,37 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from buffer.types import Kind
 from gateway.collect.locks import SourceBusy, wait_for_turn
 from gateway.collect.modbus.arrays import decoder_of
-from gateway.collect.modbus.decode import Field, parse_type
-from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, parse_identification, read_pdu
+from gateway.collect.modbus.decode import Field
+from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, is_silence, parse_identification, read_pdu
 from gateway.collect.modbus.group import Group, quality_of
 from gateway.collect.modbus.hub import Hub
 from gateway.collect.modbus.memory import Memory
-from gateway.collect.modbus.plan import Cuts, Span, compile_tags, parse_address, rules_of
+from gateway.collect.modbus.plan import Cuts, compile_tags, parse_address, rules_of
 from gateway.collect.status import describe
 from gateway.errors import ConfigError, PlantError
 from gateway.findings import Finding, Level, Live
+from gateway.settings import TagRow
 from gateway.tagfile import ORDERS
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from gateway.collect.modbus.decode import Values
-    from gateway.collect.modbus.plan import Block
+    from gateway.collect.modbus.plan import Block, Point, Span
     from gateway.runtime import Runtime
     from gateway.settings import ModbusSource
 
 EVERY_TYPE: Final = ("uint16", "int16", "uint32", "int32", "float32", "uint64", "int64", "float64", "bcd16", "bcd32", "string(8)")
+TAGS_NAMED_MAX: Final = 5  # in one finding
 FINDINGS_MAX: Final = 50  # then the device is simply another one than the tag table thinks
 
 Ask = Callable[[bytes], Awaitable[bytes]]
@@ -50,10 +55,11 @@ class Shown:
 
 
 @asynccontextmanager
-async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) -> AsyncIterator[Ask]:
+async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path, line: Iterable[ModbusSource]) -> AsyncIterator[Ask]:
     """Give a function that sends one PDU when the load contract lets it, and raises what goes wrong."""
-    paused = directory.parent / "control" / "pause" / settings.name
-    locks = await wait_for_turn(directory, settings.name, paused.exists, runtime.sleep)
+    beside = () if _spare(settings) else tuple(one.name for one in line if one.name != settings.name and _where_of(one) == _where_of(settings))
+    paused = directory.parent / "control" / "pause"
+    locks = await wait_for_turn(directory, settings.name, lambda name: (paused / name).exists(), runtime.sleep, beside)
     memory = Memory(directory / f"{settings.name}.json", settings.load, runtime)
     hub = Hub(runtime)
     hub.join(settings.name)
@@ -76,16 +82,32 @@ async def _contact(settings: ModbusSource, runtime: Runtime, directory: Path) ->
     finally:
         hub.leave(settings.name)
         await memory.save()
-        locks.release(settings.name)
+        for name in locks.names:
+            locks.release(name)
+
+
+def _spare(settings: ModbusSource) -> bool:
+    """Say whether the device has a connection to spare beside the one of collect; a wire never has."""
+    return settings.kind == "modbus-tcp" and settings.load.sessions > 1
+
+
+def _where_of(settings: ModbusSource) -> tuple[str, str]:
+    return settings.address, settings.interface
 
 
 async def check(
-    settings: ModbusSource, runtime: Runtime, directory: Path, *, contact: bool = True, live: list[Live] | None = None
+    settings: ModbusSource,
+    runtime: Runtime,
+    directory: Path,
+    *,
+    contact: bool = True,
+    live: list[Live] | None = None,
+    line: Iterable[ModbusSource] = (),
 ) -> tuple[Finding, ...]:
     """Return what is wrong with the tags of a source, what its plan costs, and (contact) what the device refuses.
 
     directory: <state>/collect. With contact every block of the plan is read once, and refused blocks value by value. live: takes what
-    every tag shows. Raise SourceBusy if collect reads it now.
+    every tag shows. line: the sources that may share its connection. Raise SourceBusy if collect reads one of them now.
     """
     points, found = compile_tags(settings)
     findings = list(found)
@@ -97,7 +119,7 @@ async def check(
     findings += _cost(settings, groups)
     if contact:
         try:
-            async with _contact(settings, runtime, directory) as ask:
+            async with _contact(settings, runtime, directory, line) as ask:
                 findings += await _try_all(settings, groups, ask, live)
         except SourceBusy:
             raise
@@ -123,42 +145,71 @@ async def _try_all(settings: ModbusSource, groups: list[Group], ask: Ask, live: 
         try:
             said = parse_identification(await ask(IDENTIFY_PDU))
             findings.append(Finding(Level.INFO, f"source.{settings.name}", f"the device says it is {said}"))
-        except Refused as refused:
-            findings.append(Finding(Level.INFO, f"source.{settings.name}", f"the device does not identify itself: {refused.message}"))
+        except PlantError as fault:
+            findings.append(Finding(Level.INFO, f"source.{settings.name}", f"the device does not identify itself: {fault.message}"))
+    answered = False
     for group in groups:
-        poll = group.begin()
-        for index, block in enumerate(group.blocks):
+        got: dict[Span, bytes | PlantError] = {}
+        for block in group.blocks:
             if len(findings) >= FINDINGS_MAX:
                 findings.append(Finding(Level.REFUSED, f"source.{settings.name}", "and more", "Is it the right unit, and the right device?"))
                 return findings
-            data = await _answer(block.span, ask)
-            if isinstance(data, Refused):
-                poll.fail(index, quality_of(data), 0)
-                findings += await _try_values(group, block, ask)
-            else:
-                poll.put(index, data, 0)
+            got[block.span] = data = await _answer(block.span, ask)
+            if isinstance(data, PlantError) and is_silence(data) and not answered:
+                raise data
+            answered = True
+            if _is_of_a_part(data):
+                findings += await _try_values(group, block, ask, got)
+            elif isinstance(data, PlantError):
+                remedy = "The device answers other requests. Look at it, and compare these addresses with the manual."
+                findings.append(Finding(Level.REFUSED, _where(group, block.values), f"{block.span}: {data.message}", remedy))
         if live is not None:
-            live += _lives(settings, group, group.decode(poll))
+            live += _lives(settings, group, _decoded(settings, group, got))
     return findings
 
 
-async def _try_values(group: Group, block: Block, ask: Ask) -> list[Finding]:
-    """Name the values of a refused block that are refused alone too."""
+async def _try_values(group: Group, block: Block, ask: Ask, got: dict[Span, bytes | PlantError]) -> list[Finding]:
+    """Name the values of a refused block that are refused alone too; what each gives goes to `got`."""
     findings = []
     for value in block.values:
-        refused = await _answer(value, ask)
-        if isinstance(refused, Refused):
-            tags = [point.tag for point in group.points if point.span == value]
-            where = ", ".join(f"row {tag.line}, {tag.id}" if tag.line else tag.id for tag in tags)
-            findings.append(Finding(Level.REFUSED, where, f"{value}: {refused.message}", "Compare the address with the manual: from 0 or from 1?"))
+        if value not in got:
+            got[value] = await _answer(value, ask)
+        fault = got[value]
+        if isinstance(fault, PlantError):
+            what = f"{value}: {fault.message}"
+            findings.append(Finding(Level.REFUSED, _where(group, [value]), what, "Compare the address with the manual: from 0 or from 1?"))
     return findings or [Finding(Level.INFO, str(block.span), "is refused as one block; collect will read it in parts")]
 
 
-async def _answer(span: Span, ask: Ask) -> bytes | Refused:
+def _where(group: Group, values: Collection[Span]) -> str:
+    tags = [point.tag for point in group.points if point.span in values]
+    named = [f"row {tag.line}, {tag.id}" if tag.line else tag.id for tag in tags[:TAGS_NAMED_MAX]]
+    return ", ".join(named) + (f" and {len(tags) - len(named)} more" if len(tags) > len(named) else "")
+
+
+async def _answer(span: Span, ask: Ask) -> bytes | PlantError:
     try:
         return await ask(read_pdu(span.table, span.first, span.count))
-    except Refused as refused:
-        return refused
+    except PlantError as fault:
+        return fault
+
+
+def _is_of_a_part(data: bytes | PlantError) -> bool:
+    return isinstance(data, Refused) and data.of_a_part
+
+
+def _decoded(settings: ModbusSource, group: Group, got: Mapping[Span, bytes | PlantError]) -> Values:
+    """Return the values of a group in the parts in which it was asked for."""
+    alone = [value for block in group.blocks if _is_of_a_part(got[block.span]) for value in block.values]
+    group.replan(rules_of(settings), Cuts([*alone, *(block.values[0] for block in group.blocks)]))
+    poll = group.begin()
+    for index, block in enumerate(group.blocks):
+        data = got[block.span]
+        if isinstance(data, PlantError):
+            poll.fail(index, quality_of(data), 0)
+        else:
+            poll.put(index, data, 0)
+    return group.decode(poll)
 
 
 def _lives(settings: ModbusSource, group: Group, got: Values) -> list[Live]:
@@ -170,35 +221,44 @@ def _lives(settings: ModbusSource, group: Group, got: Values) -> list[Live]:
 
 
 async def read(
-    settings: ModbusSource, runtime: Runtime, directory: Path, address: str, type_: str = "", *, all_orders: bool = False
+    settings: ModbusSource,
+    runtime: Runtime,
+    directory: Path,
+    address: str,
+    type_: str = "",
+    *,
+    all_orders: bool = False,
+    line: Iterable[ModbusSource] = (),
 ) -> tuple[Shown, ...]:
     """Read one address once; return it as `type_` in the source's order, or (all_orders) in every type and order that fits.
 
-    Without a type up to four registers are read, those in `forbidden` never.
+    Without a type up to four registers are read, no more than the source allows and those in `forbidden` never.
     Raise ConfigError for what cannot be meant, PlantError for what the device or the network said.
     """
-    try:
-        place = parse_address(address)
-        names = ("bool",) if place.table.is_bits else (f"bit({place.bit})",) if place.bit >= 0 else (type_,) if type_ else EVERY_TYPE
-        types = [parse_type(name) for name in names]
-        forbidden = rules_of(settings).forbidden
-    except ValueError as error:
-        raise ConfigError(f"{address!r} {type_}: {error}") from None
-    sizes = {1} if place.table.is_bits else {one.registers for one in types}
-    counts = sorted(n for n in sizes if not any(f.overlaps(Span(place.table, place.start, place.start + n)) for f in forbidden))
-    if not counts:
-        raise ConfigError(f"{place} lies in a range that source.{settings.name}.forbidden names", "Read another address.")
-    async with _contact(settings, runtime, directory) as ask:
-        data = await _longest(place.table, place.start, counts, ask)
-    orders = ORDERS if all_orders and not place.table.is_bits else (settings.order,)
+    points = _readings_of(settings, address, type_)
+    table, start = points[0].table, points[0].start
+    async with _contact(settings, runtime, directory, line) as ask:
+        data = await _longest(table, start, sorted({point.count for point in points}), ask)
+    orders = ORDERS if all_orders and not table.is_bits else (settings.order,)
     shown = []
-    for name, kind in zip(names, types, strict=True):
-        if not place.table.is_bits and kind.width > len(data):
-            continue
-        for order in orders:
-            got = decoder_of([Field(kind, order, 0, 0 if place.table.is_bits else -1)]).decode(data)
-            shown.append(Shown(str(place), name, order, show(got, 0), data[: kind.width].hex(" ")))
+    for point in points:
+        width = (point.count + 7) // 8 if table.is_bits else point.type.width
+        for order in orders if width <= len(data) else ():
+            got = decoder_of([Field(point.type, order, 0, 0 if table.is_bits else -1)]).decode(data)
+            shown.append(Shown(str(parse_address(address)), point.tag.type, order, show(got, 0), data[:width].hex(" ")))
     return tuple({(one.type, one.value): one for one in reversed(shown)}.values())[::-1]
+
+
+def _readings_of(settings: ModbusSource, address: str, type_: str) -> list[Point]:
+    """Return what may be read at an address: as this type, or as each that fits; raise ConfigError. What holds for a tag holds here."""
+    names = (type_,) if type_ else (*EVERY_TYPE, "bool")  # the last for coils and bits alone: a register that is not 0 says little
+    rows = tuple(TagRow(id=name, path=name, source=settings.name, address=address, type=name) for name in names)
+    points, findings = compile_tags(replace(settings, tags=rows))
+    wanted = [point for point in points if type_ or point.tag.type != "bool" or point.table.is_bits or point.type.name == "bit"]
+    wrong = [one.what for one in findings if one.where.startswith("source.")] or [one.what for one in findings if not wanted]
+    if wrong:
+        raise ConfigError(wrong[-1], "Read another address, or as another type.")
+    return wanted
 
 
 async def _longest(table: int, start: int, counts: list[int], ask: Ask) -> bytes:
@@ -206,8 +266,8 @@ async def _longest(table: int, start: int, counts: list[int], ask: Ask) -> bytes
     for i, count in enumerate(reversed(counts)):
         try:
             return (await ask(read_pdu(table, start, count)))[2:]
-        except Refused:
-            if i == len(counts) - 1:
+        except Refused as refused:
+            if i == len(counts) - 1 or not refused.of_a_part:
                 raise
     return b""
 
@@ -216,9 +276,16 @@ def show(got: Values, row: int) -> str:
     """Return one value as a person reads it; "" for null."""
     kind, bits = Kind(int(got.kind[row])), got.values[row : row + 1]
     if kind is Kind.DOUBLE:
-        return f"{bits.view('f8')[0]:.7g}"
+        return _digits(float(bits.view("f8")[0]))
     if kind is Kind.TEXT:
         return repr(got.texts[int(bits[0])])
     if kind is Kind.NULL:
         return ""
     return str(int(bits.view("i8")[0] if kind is Kind.INT64 else bits[0]))
+
+
+def _digits(number: float) -> str:
+    """Return the fewest digits that say this number and no other: 12345678.9 is no 1.234568e+07; 0.1 where a float32 is nearest to it."""
+    with np.errstate(over="ignore"):
+        short = np.float32(number)
+    return str(short if float(short) == number else number).removesuffix(".0")

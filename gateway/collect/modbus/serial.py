@@ -15,7 +15,7 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.pdu import ModbusPDU
 
 from gateway.collect.guard import check_modbus_pdu
-from gateway.collect.modbus.frame import BadAnswer, ConnectionLost, Framing, NoAnswer, check_answer, check_wire
+from gateway.collect.modbus.frame import BadAnswer, ConnectionLost, Framing, NoAnswer, check_answer, check_wire, wrap
 
 if TYPE_CHECKING:
     from gateway.settings import ModbusSource
@@ -30,7 +30,7 @@ class SerialLine:
     def __init__(self, settings: ModbusSource) -> None:
         self._identify = settings.identify
         self._asking = False
-        self._seen = 0  # bytes of the answer under way
+        self._heard = b""  # of the answer under way
         self.bytes_moved = 0
         self.noisy = False
         self._client = AsyncModbusSerialClient(
@@ -62,9 +62,10 @@ class SerialLine:
             raise ConnectionLost(f"serial device {device} cannot be opened: absent, in use, or not permitted (group dialout)")
 
     async def request(self, unit: int, pdu: bytes, timeout_s: float) -> bytes:
-        """As client.Connection.request. The deadline is that of the settings (timeout_s must not be longer)."""
+        """As client.Connection.request."""
         check_modbus_pdu(pdu, self._identify)
-        self._asking, self._seen = True, 0
+        self._asking, self._heard = True, b""
+        self._client.ctx.comm_params.timeout_connect = timeout_s  # pymodbus waits so long for an answer, too
         try:
             answer = await self._ask(unit, pdu)
         except ModbusException as error:
@@ -75,11 +76,12 @@ class SerialLine:
             raise
         finally:
             self._asking = False
-        if self._client.ctx.recv_buffer:
-            self.close()
-            raise BadAnswer("more bytes came than one answer has")
         function = answer.function_code
         plain = bytes([function]) + (_bits_or_registers(answer) if function in _READS else answer.encode())
+        taken = wrap(Framing.RTU, 0, unit, plain)
+        if self._client.ctx.recv_buffer or (pdu[0] in _READS and not self._heard.endswith(taken)):  # of two answers pymodbus takes the first
+            self.close()
+            raise BadAnswer("more bytes came than one answer has")
         check_answer(pdu, plain)
         return plain
 
@@ -106,8 +108,8 @@ class SerialLine:
             check_wire(Framing.RTU, packet, self._identify)
             self.bytes_moved += len(packet)
             return packet
-        self.bytes_moved += max(0, len(packet) - self._seen)  # pymodbus shows the whole of what has come so far
-        self._seen = len(packet)
+        self.bytes_moved += max(0, len(packet) - len(self._heard))  # pymodbus shows the whole of what has come so far
+        self._heard = packet
         self.noisy = self.noisy or not self._asking
         return packet
 

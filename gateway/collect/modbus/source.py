@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from buffer.errors import StorageFault
 from buffer.notice import NoticeKind
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE, GOOD, UNCERTAIN, Flag
-from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, parse_identification, read_pdu
+from gateway.collect.modbus.frame import IDENTIFY_PDU, Refused, is_silence, parse_identification, read_pdu
 from gateway.collect.modbus.group import Group, Poll, quality_of
 from gateway.collect.modbus.holes import Verdict
 from gateway.collect.modbus.life import LifeBit
@@ -43,8 +43,6 @@ SAVE_S: Final = 60.0  # between two saves of budget and holes
 SKIP_NOTICE_NS: Final = 600 * 10**9  # between two notices about skipped polls
 STOP_S: Final = 5.0  # for the last markers at an orderly stop
 IDS_SHOWN_MAX: Final = 20  # in one notice
-_SILENT_BEHIND_GATEWAY: Final = (10, 11)  # exceptions that speak for a unit, not for the connection
-_HOLES: Final = (1, 2, 3, 4)  # exceptions that may be about a part of a block
 
 
 class Pauses(Protocol):
@@ -99,7 +97,12 @@ class ModbusSource:
 
     def status(self) -> dict[str, object]:
         """Return what status.json shows of this source."""
-        return asdict(self.state) | {"load": asdict(self._memory.budget.certificate(self._now()))}
+        return asdict(self.state) | {"refused": self._refused(), "load": asdict(self._memory.budget.certificate(self._now()))}
+
+    def _refused(self) -> int:
+        """Return how many tags the device does not give."""
+        resting = {value for group in self._groups for block in group.blocks if self._holes.rests(block) for value in block.values}
+        return sum(point.span in resting for point in self._points) if resting else 0
 
     async def run(self, sink: Sink) -> None:
         """Read until cancelled. Raise StorageFault if the ring will never take a poll."""
@@ -270,7 +273,7 @@ class ModbusSource:
             return
         if _silence(asked) is not None:
             verdict = self._holes.silent(block, self._now())
-        elif isinstance(answer, Refused) and answer.code in _HOLES:
+        elif isinstance(answer, Refused) and answer.of_a_part:
             verdict = self._holes.refused(block, self._now())
         else:
             verdict = Verdict.BAD
@@ -342,10 +345,8 @@ class ModbusSource:
 
 
 def _silence(asked: Asked) -> PlantError | None:
-    """Return the fault if nobody answered: no answer, a damaged one, or a gateway that speaks for a silent unit."""
-    if isinstance(asked.answer, Refused):
-        return asked.answer if asked.answer.code in _SILENT_BEHIND_GATEWAY else None
-    return asked.answer if isinstance(asked.answer, PlantError) else None
+    """Return the fault if nobody answered."""
+    return asked.answer if isinstance(asked.answer, PlantError) and is_silence(asked.answer) else None
 
 
 def next_due(due_ns: int, every_ns: int, now_ns: int) -> tuple[int, int]:

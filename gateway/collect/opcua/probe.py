@@ -68,7 +68,7 @@ async def alone(settings: OpcuaSource, runtime: Runtime, directory: Path) -> Asy
     """Hold the source's lock; give what is remembered of it and its load contract; write down what was asked. Raise SourceBusy."""
     path = directory / f"{settings.name}.json"
     paused = directory.parent / "control" / "pause" / settings.name
-    locks = await wait_for_turn(directory, settings.name, paused.exists, runtime.sleep)
+    locks = await wait_for_turn(directory, settings.name, lambda _: paused.exists(), runtime.sleep)
     try:
         state = parse_state(path.read_bytes()[:STATE_BYTES_MAX] if path.exists() else None)
         throttle = Throttle(Budget(settings.load, runtime.monotonic_ns(), state.load, runtime.wall_ns()), runtime)

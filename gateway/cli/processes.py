@@ -52,6 +52,11 @@ def serve(
         raise _first(group) from group
 
 
+def _nothing_to_hang_up() -> None:
+    """What SIGHUP asks for, a start does anyway: until `serve` listens to it, it must not end the process."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def fast_loop() -> asyncio.AbstractEventLoop:
     """Return a loop of uvloop where `pip install ebbgate[fast]` put it, else of asyncio: a Modbus request costs a third less CPU."""
     import asyncio
@@ -78,6 +83,7 @@ def collect_command(config: Path, group: str, verbose: bool) -> None:
     SIGTERM stops in order. SIGHUP reads gateway.toml and tags.csv again and goes over to them: sources that did not change go on
     without noticing; a mistake leaves everything as it was and is said in log, status and notices. Ask `ebbgate check` first.
     """
+    _nothing_to_hang_up()
     import asyncio
 
     from gateway import apart, runtime
@@ -177,6 +183,7 @@ def _together(names: dict[str, tuple[str, ...]], config: Path, verbose: bool, ha
 @verbose_option
 def run_gateway(config: Path, verbose: bool) -> None:
     """collect, one process per group, and upload. SIGHUP: collect takes gateway.toml and tags.csv anew; a new group needs a restart."""
+    _nothing_to_hang_up()
     from gateway.config import load_gateway
     from gateway.groups import collecting
 

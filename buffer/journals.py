@@ -171,13 +171,24 @@ class Journals:
 
     def write(self, built: Sequence[Built]) -> None:
         """Write and sync one commit, its last block only when the others are durable. Raise StorageFault: see `abandon`."""
-        writer = self._open().writer
+        active = self._open()
+        self._expect(active.facts.name.path, active.acked_end)
+        writer = active.writer
         for one in built[:-1]:
             writer.append(one.frame)
         if len(built) > 1:
             writer.sync()
         writer.append(built[-1].frame)
         writer.sync()
+
+    def _expect(self, path: str, least_bytes: int) -> None:
+        """Raise StorageFault where somebody removed or cut a file that is held open: it takes writes and syncs, and nobody will ever read them."""
+        try:
+            size = self._storage.size(path)
+        except StorageFault:
+            return  # a directory that cannot be looked into still has it
+        if size is None or size < least_bytes:
+            raise StorageFault("removed or cut by somebody while it was written", path=path)
 
     def acknowledge(self, built: Sequence[Built], seq: int, block: int) -> int:
         """Note a durable commit, which ended at seq and block; readers may have it. Return the bytes it took."""
@@ -195,6 +206,7 @@ class Journals:
             if self._mark is None and self._storage.size(layout.DURABLE) == len(data):
                 self._mark = self._storage.open(layout.DURABLE)
             if self._mark is not None:
+                self._expect(layout.DURABLE, len(data))
                 self._storage.pwrite(self._mark, 0, data)
                 return
         except StorageFault:

@@ -161,6 +161,26 @@ def test_after_a_failed_sync_the_same_block_goes_to_a_new_journal(tmp_path):
     assert [v for _, _, v in read_all(tmp_path)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("harm", [os.unlink, lambda path: os.truncate(path, 0), lambda path: os.truncate(path, 4096)])
+@pytest.mark.parametrize("directory", [layout.JOURNALS, ""])
+def test_what_is_committed_after_somebody_removed_open_files_is_there(tmp_path, harm, directory):
+    ring = open_ring(tmp_path)
+    ring.append(some(0, 10))
+    ring.commit(instant(1))
+    for path in [p for p in (tmp_path / directory).iterdir() if p.is_file()]:
+        harm(path)
+    for i in (1, 2):
+        ring.append(some(10 * i, 10))
+        ring.commit(instant(1 + i))
+    kept = [] if directory else list(range(10))
+    assert [value for _, _, value in read_all(tmp_path)] == [*kept, *range(10, 30)]
+    assert not directory or any("removed or cut" in event for event in ring.counters.events)
+    crash(ring)
+    ring = open_ring(tmp_path, 2)
+    assert [value for _, _, value in read_all(tmp_path)] == [*kept, *range(10, 30)]
+    assert directory == "" or [(loss.first, loss.last) for loss in ring.state.lost] == [(0, 9)]
+
+
 def test_readers_stop_at_the_durable_mark(tmp_path):
     ring = open_ring(tmp_path)
     ring.append(some(0, 2))

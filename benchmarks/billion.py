@@ -30,9 +30,10 @@ from benchmarks.rings import STREAM, batches, instant, open_ring, tag_table
 from benchmarks.workload import FIRST_S, TAGS, Workload
 from buffer import limits
 from buffer.check import check_ring
-from buffer.query import QueryOptions, _session, run_query
+from buffer.query import QueryOptions, _connect, run_query
 from buffer.ring import with_root
 from buffer.scrub import Progress, Scrub
+from buffer.snapshot import stream_directories, take_snapshot
 from buffer.storage import PosixReadStorage
 from gateway.collect.sealer import run_child
 from gateway.trust.keys import KeyRing, load_signer
@@ -122,7 +123,7 @@ def query(root: Path, readings: int) -> Facts:
     facts: Facts = {}
     with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
         begun = time.perf_counter()
-        session = _session(root, Path(scratch), QueryOptions())
+        session = _connect([take_snapshot(one, Path(scratch)) for one in stream_directories(root)], Path(scratch), QueryOptions())
         facts["session_ms"] = (time.perf_counter() - begun) * 1e3
         statements = {
             "tag_hour": sql("readings", tags[510], first_s - 3600, 1),

@@ -31,9 +31,10 @@ from benchmarks.harness import Report, Sample, interleave, main, median, ratio, 
 from benchmarks.ingest import fresh
 from benchmarks.rings import open_ring, tag_table
 from benchmarks.workload import Workload
-from buffer.query import QueryOptions, _session, run_query
+from buffer.query import QueryOptions, _connect, run_query
 from buffer.rows import make_rows
 from buffer.segment import arrow_table, parquet_bytes
+from buffer.snapshot import stream_directories, take_snapshot
 from gateway.trust.keys import create_signer
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def run(report: Report) -> None:
     root, plain, first_s = build(report)
     built_s = time.perf_counter() - begun
     scratch = Path(tempfile.mkdtemp(dir=report.options.work))
-    session = _session(root, scratch, QueryOptions())
+    session = _connect([take_snapshot(one, scratch) for one in stream_directories(root)], scratch, QueryOptions())
     peer = duckdb.connect()
     peer.execute("SET TimeZone='UTC'").fetchall()
     peer.execute("SET threads=2").fetchall()

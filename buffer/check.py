@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buffer import layout
 from buffer.checkrows import Duck, SegmentRows, compare_blocks
-from buffer.checkwalk import Walked, signed_map, walk_frame, walk_journal
+from buffer.checkwalk import PAGE, Walked, signed_map, walk_frame, walk_journal
 from buffer.codec import decode
 from buffer.errors import CorruptError
 from buffer.intervals import Intervals
@@ -115,10 +115,16 @@ class _Check:
     def _durable(self) -> DurableMark | None:
         try:
             data = self._storage.read(layout.DURABLE, 0, layout.DURABLE_BYTES + 1)
+            if data is None and self._begun():
+                raise CorruptError("not here: what journals hold cannot be told from what was never acknowledged")
             return layout.decode_durable(data) if data is not None else None
         except CorruptError as error:
             self.report.bad(f"{layout.DURABLE} at byte 0", error.message)
             return None
+
+    def _begun(self) -> bool:
+        journals = [name for entry in self._storage.list(layout.JOURNALS) if (name := layout.parse_journal(entry))]
+        return bool(self._storage.list(layout.SEGMENTS)) or any(self._storage.read(name.path, PAGE, 4) == b"EBBF" for name in journals)
 
     # ---- small files ----
 

@@ -64,7 +64,7 @@ class SegmentRows:
     def __init__(self, duck: Duck, path: Path) -> None:
         self.errors = duck.errors
         self._duck = duck
-        self._file = f"read_parquet({sql_text(str(path))}, file_row_number = true)"
+        self._file = f"read_parquet({sql_text(str(path))}, file_row_number = true, hive_partitioning = false)"
         self._first = 0
         self._columns: dict[str, Any] = {}
 

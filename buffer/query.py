@@ -24,14 +24,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buffer.errors import CorruptError, StorageFault, StoreError
 from buffer.landlock import forbid_writes
+from buffer.queryfaults import QueryRefused, QueryUnsafe, VanishedError, friendly, meaning, missing
 from buffer.storage import PosixStorage
-from buffer.views import GAPS, READINGS_COLUMNS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
+from buffer.views import GAPS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import duckdb
 
+    from buffer.snapshot import Snapshot
+
+__all__ = ["QueryOptions", "QueryRefused", "QueryUnsafe", "Result", "run_query", "stream_query", "write_query"]
 
 TRIES_MAX: Final = 3  # a segment evicted between listing and reading it
 FETCH_ROWS: Final = 4_096
@@ -39,16 +43,11 @@ ROWS_MAX: Final = 1_000_000
 ROW_CHARS_MAX: Final = 16_000_000  # of one row as JSON: 200 of the longest texts that a ring holds
 MEMORY_BYTES_MAX: Final = 2 * 1024**3  # data of the child: DuckDB's 512 MB, its caches, and a batch of rows as Python sees them
 RESULT: Final = "result"
-FORMS: Final = {"parquet": "FORMAT parquet, COMPRESSION zstd", "csv": "FORMAT csv, HEADER true"}
+FORMS: Final = {  # a dictionary of DuckDB's makes one NaN of all NaNs
+    "parquet": "FORMAT parquet, COMPRESSION zstd, DICTIONARY_SIZE_LIMIT 0",
+    "csv": "FORMAT csv, HEADER true",
+}
 COMMAND: Final = (sys.executable, "-P", "-m", "buffer.query")  # -P: nothing is imported from the working directory
-
-
-class QueryRefused(StoreError):
-    """The SQL is wrong, or asks for more than reading. The person who typed it can mend it."""
-
-
-class QueryUnsafe(StoreError):
-    """This machine and user cannot give the query process what it must have. Environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ class Result:
     types: tuple[str, ...]  # DuckDB's names
     rows: list[list[Any]]
     truncated: bool  # there were more than rows_max
+    missing: tuple[str, ...] = ()  # readings that the ring should hold and that no file of it gives: stream, generation, first and last
 
 
 # ---- the caller's side ----
@@ -80,22 +80,26 @@ def run_query(ring: Path, sql: str, options: QueryOptions = QueryOptions()) -> R
     """Return the result of one statement; raise QueryRefused, QueryUnsafe, CorruptError or StorageFault."""
     lines = stream_query(ring, sql, options)
     head = next(lines)
-    rows, end = [], {}
+    rows: list[list[Any]] = []
+    end: dict[str, Any] = {}
     for line in lines:
         if isinstance(line, list):
             rows.append(line)
         else:
-            end = line
-    return Result(tuple(head["columns"]), tuple(head["types"]), rows, bool(end["truncated"]))
+            end |= line
+    return Result(tuple(head["columns"]), tuple(head["types"]), rows, bool(end["truncated"]), tuple(end["missing"]))
 
 
 def stream_query(ring: Path, sql: str, options: QueryOptions = QueryOptions()) -> Iterator[Any]:  # noqa: B008
-    """Yield {"columns", "types"}, then each row as a list, then {"truncated"}; memory does not grow with the rows. Raises as run_query."""
+    """Yield {"columns", "types"}, each row as a list, {"truncated"} and {"missing"}; memory does not grow with the rows. Raises as run_query."""
     with tempfile.TemporaryDirectory(prefix="ebbgate-query-") as scratch:
         yield from _stream(ring, sql, options, Path(scratch), "")
 
 
 def _stream(ring: Path, sql: str, options: QueryOptions, scratch: Path, form: str) -> Iterator[Any]:
+    for text in (sql, str(ring), str(scratch)):
+        if any("\ud800" <= c <= "\udfff" for c in text):  # how Python keeps bytes of an argument that are none
+            raise QueryRefused(f"not UTF-8: {ascii(text)[:200]}")
     request = json.dumps({"ring": str(ring.absolute()), "scratch": str(scratch), "sql": sql, "form": form, "options": asdict(options)})
     child = _start()
     errors: list[str] = []
@@ -138,22 +142,24 @@ def _answers(child: subprocess.Popen[str], request: str) -> Iterator[Any]:
         except ValueError:
             return  # the process was ended within a line; its exit code says so
         if isinstance(answer, dict) and "error" in answer:
-            raise _raised(answer["error"], answer["message"])
+            raise _raised(answer["error"], answer["message"], answer["path"])
         yield answer
 
 
-def _raised(kind: str, message: str) -> StoreError:
+def _raised(kind: str, message: str, path: str) -> StoreError:
     if kind == "QueryUnsafe":
         return QueryUnsafe(message)
     if kind == "StorageFault":
-        return StorageFault(message, path="ring")
+        return StorageFault(message, path=path)
     if kind == "CorruptError":
         return CorruptError(message)
     return QueryRefused(message)
 
 
-def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = QueryOptions()) -> int:  # noqa: B008
-    """Write the result to `output` (.parquet or .csv by its name), by rename when it is whole; return the rows. Raises as run_query.
+def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = QueryOptions()) -> tuple[int, tuple[str, ...]]:  # noqa: B008
+    """Write the result to `output` (.parquet or .csv by its name), by rename when it is whole; return how many rows, and Result.missing.
+
+    Raises as run_query.
 
     The child writes beside `output`, in a scratch directory, and nowhere else; memory does not grow with the rows.
     """
@@ -168,15 +174,15 @@ def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = Quer
     if parent.resolve().is_relative_to(ring.resolve()):
         message = f"{output.parent} is a part of the ring, which nobody but collect writes: name another directory"
         raise QueryRefused(message)
-    rows = 0
+    end: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory(prefix=".ebbgate-export-", dir=parent) as scratch:
             for line in _stream(ring, sql, options, Path(scratch), form):
-                rows = line["rows"] if isinstance(line, dict) and "rows" in line else rows
+                end |= line
             PosixStorage(parent).adopt(f"{Path(scratch).name}/{RESULT}", output.name)
     except OSError as error:
         raise StorageFault(f"cannot be written: {error.strerror or error}", path=str(parent)) from None
-    return rows
+    return int(end["rows"]), tuple(end["missing"])
 
 
 # ---- the child: nothing above this line imports more than the standard library ----
@@ -194,11 +200,17 @@ def main() -> None:
                 raise QueryRefused(f"a row of {len(text):,} characters; a query shows rows of at most {ROW_CHARS_MAX:,}")
             sys.stdout.write(text + "\n")
     except MemoryError:
-        message = f"the result needs more than the {MEMORY_BYTES_MAX >> 30} GiB that a query gets: ask for less"
-        sys.stdout.write(json.dumps({"error": "QueryRefused", "message": message}) + "\n")
-    except (StoreError, OSError) as error:
-        kind = "QueryRefused" if isinstance(error, OSError) else type(error).__name__
-        sys.stdout.write(json.dumps({"error": kind, "message": str(error)}) + "\n")
+        _refuse(QueryRefused(f"the result needs more than the {MEMORY_BYTES_MAX >> 30} GiB that a query gets: ask for less"))
+    except OSError as error:
+        _refuse(StorageFault(error.strerror or str(error), path=request["scratch"]))
+    except StoreError as error:
+        _refuse(error)
+
+
+def _refuse(error: StoreError) -> None:
+    kind = next((kind for kind in (QueryUnsafe, StorageFault, CorruptError) if isinstance(error, kind)), QueryRefused)
+    message, path = str(error), getattr(error, "path", "")
+    sys.stdout.write(json.dumps({"error": kind.__name__, "message": message.removeprefix(f"{path}: "), "path": path}) + "\n")
 
 
 def protect(ring: Path, scratch: str) -> None:
@@ -226,24 +238,29 @@ def _may_write(ring: Path) -> bool:
 
 
 def _serve(request: dict[str, Any]) -> Iterator[Any]:
-    options = QueryOptions(**request["options"])
-    for attempt in range(TRIES_MAX):
-        scratch, form = Path(request["scratch"]), request.get("form", "")
-        connection = _session(Path(request["ring"]), scratch, options, writes=bool(form))
+    import duckdb
+
+    from buffer.snapshot import stream_directories, take_snapshot
+
+    options, scratch, form = QueryOptions(**request["options"]), Path(request["scratch"]), request.get("form", "")
+    for attempt in range(1, TRIES_MAX + 1):
+        snapshots = [take_snapshot(one, scratch, options.since_ns) for one in stream_directories(Path(request["ring"]))]
+        begun = False
         try:
-            check_statement(connection, request["sql"])
-            connection.execute("BEGIN TRANSACTION READ ONLY").fetchall()  # WITH x AS (DELETE ..) is a SELECT to the parser
-            yield from _copy(connection, request["sql"], scratch, form) if form else _rows(connection, request["sql"], options.rows_max)
+            with _connect(snapshots, scratch, options, writes=bool(form)) as connection:
+                check_statement(connection, request["sql"])
+                connection.execute("BEGIN TRANSACTION READ ONLY").fetchall()  # WITH x AS (DELETE ..) is a SELECT to the parser
+                for line in _copy(connection, request["sql"], scratch, form) if form else _rows(connection, request["sql"], options.rows_max):
+                    begun = True
+                    yield line
+            yield {"missing": missing(snapshots)}
             return
-        except _Vanished:
-            if attempt == TRIES_MAX - 1:
-                raise StorageFault("segments are evicted faster than this query reads them", path=request["ring"]) from None
-        finally:
-            connection.close()
-
-
-class _Vanished(Exception):
-    """A file went before its first row was read."""
+        except duckdb.Error as error:
+            fault = meaning(error, snapshots, scratch)
+            if not isinstance(fault, VanishedError):
+                raise fault from None
+            if begun or attempt == TRIES_MAX:
+                raise StorageFault(str(fault), path=request["ring"]) from None
 
 
 def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -256,7 +273,7 @@ def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
             inner = re.sub(r"(?is)^\s*explain\s+(analyze\s+)?(\([^)]*\)\s*)?", "", statements[0].query)
             statements = connection.extract_statements(inner)
     except duckdb.Error as error:
-        raise QueryRefused(_friendly(str(error))) from None
+        raise QueryRefused(friendly(str(error))) from None
     if len(statements) != 1:
         message = f"one statement per call, here are {len(statements)}"
         raise QueryRefused(message)
@@ -266,44 +283,24 @@ def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str, rows_max: int) -> Iterator[Any]:
-    import duckdb
-
-    count, begun = 0, False
-    try:
-        cursor = connection.execute(sql)
-        description = cursor.description or []
+    cursor = connection.execute(sql)
+    description = cursor.description or []
+    count, batch = 0, cursor.fetchmany(FETCH_ROWS)
+    yield {"columns": [d[0] for d in description], "types": [str(d[1]) for d in description]}
+    while batch:
+        for row in batch[: rows_max - count]:
+            yield [_plain(value) for value in row]
+        count += len(batch)
+        if count > rows_max:
+            break
         batch = cursor.fetchmany(FETCH_ROWS)
-        begun = True
-        yield {"columns": [d[0] for d in description], "types": [str(d[1]) for d in description]}
-        while batch:
-            for row in batch[: rows_max - count]:
-                yield [_plain(value) for value in row]
-            count += len(batch)
-            if count > rows_max:
-                break
-            batch = cursor.fetchmany(FETCH_ROWS)
-        yield {"truncated": count > rows_max}
-    except duckdb.IOException as error:
-        if begun:
-            raise StorageFault(_friendly(str(error)), path="ring") from None
-        raise _Vanished from None
-    except duckdb.Error as error:
-        raise QueryRefused(_friendly(str(error))) from None
+    yield {"truncated": count > rows_max}
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, sql: str, scratch: Path, form: str) -> Iterator[Any]:
     """Write one checked SELECT into the scratch directory. The text was parsed as a statement of its own before."""
-    import duckdb
-
     inner = sql.strip().rstrip(";")
-    try:
-        done = connection.execute(f"COPY (\n{inner}\n) TO {sql_text(str(scratch / RESULT))} ({FORMS[form]})").fetchone()
-    except duckdb.IOException as error:
-        if "No space left" in str(error):
-            raise StorageFault("no space left for the result", path=str(scratch.parent)) from None
-        raise _Vanished from None
-    except duckdb.Error as error:
-        raise QueryRefused(_friendly(str(error))) from None
+    done = connection.execute(f"COPY (\n{inner}\n) TO {sql_text(str(scratch / RESULT))} ({FORMS[form]})").fetchone()
     yield {"rows": int(done[0]) if done else 0}
 
 
@@ -323,30 +320,13 @@ def _plain(value: Any) -> Any:  # noqa: ANN401, PLR0911 -- one line per type Duc
     return str(value)
 
 
-def _friendly(message: str) -> str:
-    text = message.strip().split("\n\nLINE")[0].replace("\n", " ")
-    if "disabled by configuration" in text or "Cannot access" in text:
-        return f"a query reads the ring and nothing else: {text}"
-    if "read-only mode" in text:
-        return "a query reads (SELECT, WITH, EXPLAIN) and does nothing else"
-    if text.startswith("Out of Memory"):
-        return f"{text.split(' Possible solutions')[0].strip()}: more than a query gets; ask for less, as WHERE tag = .. AND ts > .."
-    if "Referenced column" in text:
-        return f"{text} (columns of readings: {READINGS_COLUMNS}; `ebbgate query --help` has all views)"
-    if "does not exist" in text:
-        return f"{text} (views: readings, readings_good, last, gaps, tags, notices)"
-    return text
-
-
 # ---- DuckDB ----
 
 
-def _session(ring: Path, scratch: Path, options: QueryOptions, *, writes: bool = False) -> duckdb.DuckDBPyConnection:
+def _connect(snapshots: Sequence[Snapshot], scratch: Path, options: QueryOptions, *, writes: bool = False) -> duckdb.DuckDBPyConnection:
+    """Return a session with the views over these snapshots; raise duckdb.Error."""
     import duckdb
 
-    from buffer.snapshot import stream_directories, take_snapshot
-
-    snapshots = [take_snapshot(one, scratch, options.since_ns) for one in stream_directories(ring)]
     connection = duckdb.connect(":memory:")
     _set(connection, "autoinstall_known_extensions", "false")
     _set(connection, "autoload_known_extensions", "false")
@@ -358,10 +338,7 @@ def _session(ring: Path, scratch: Path, options: QueryOptions, *, writes: bool =
     _set(connection, "max_temp_directory_size", sql_text(options.scratch))
     _table(connection, "tags", TAGS, [row for snapshot in snapshots for row in tag_rows(snapshot)])
     _table(connection, "gaps", GAPS, [row for snapshot in snapshots for row in gap_rows(snapshot)])
-    try:
-        connection.execute(readings_view(snapshots)).fetchall()
-    except duckdb.IOException as error:
-        raise StorageFault(_friendly(str(error)), path=str(ring)) from None
+    connection.execute(readings_view(snapshots)).fetchall()
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}").fetchall()
     directories = [str(scratch)] if writes else []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from buffer import layout
 from buffer.cose import parse_sign1
 from buffer.errors import CorruptError
-from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, Frame, parse_body, parse_frame, parse_header
+from buffer.frame import COSE_BYTES_MAX, HEADER_BYTES, MAGIC, Frame, parse_body, parse_frame, parse_header
 from buffer.journal import PAGE, Found, find_salt, padded, scan
 from buffer.layout import DurableMark, JournalName, SegmentName, parse_journal, parse_segment
 from buffer.manifest import Manifest, StateRecord, decode_manifest
@@ -216,6 +216,10 @@ class RingReader:
             return parse_frame(data)
         except CorruptError as error:
             raise error.at(path) from None
+
+    def begun(self, inventory: Inventory) -> bool:
+        """Say whether anything was ever committed here, as files other than `durable` tell."""
+        return bool(inventory.segments) or any(self._storage.read(name.path, PAGE, len(MAGIC)) == MAGIC for name in inventory.journals)
 
     def newest(self, inventory: Inventory) -> Manifest | None:
         """Return the manifest of the newest durable block: its state record is what the ring has to say. None where there is none."""

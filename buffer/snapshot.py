@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from buffer import layout, limits
 from buffer.errors import CorruptError, StorageFault
-from buffer.intervals import Intervals
+from buffer.intervals import Intervals, Span
 from buffer.reader import Inventory, RingReader
 from buffer.storage import PosixReadStorage
 from buffer.tagtable import TagTable, decode_table
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from buffer.frame import Frame
     from buffer.layout import JournalName, SegmentName
-    from buffer.manifest import StateRecord
+    from buffer.manifest import Manifest, StateRecord
 
 TRIES_MAX: Final = 5  # a ring that changes under five readings in a row is being evicted faster than it can be read
 
@@ -36,6 +36,7 @@ class Snapshot:
     tail: list[Path] = field(default_factory=list)
     table: TagTable | None = None
     state: StateRecord | None = None
+    missing: list[Span] = field(default_factory=list)  # neither held nor named as lost: damage that nobody has found yet
 
 
 def stream_directories(path: Path) -> list[Path]:
@@ -51,26 +52,59 @@ def stream_directories(path: Path) -> list[Path]:
 def take_snapshot(ring: Path, scratch: Path, since_ns: int | None = None) -> Snapshot:
     """Return what the ring of one stream holds; of segments only those sealed at `since_ns` (wall clock) or later.
 
-    Raise CorruptError for damage, StorageFault where the ring cannot be read or does not hold still.
+    Raise CorruptError for damage that leaves no account, StorageFault where the ring cannot be read or does not hold still.
     """
     for attempt in range(TRIES_MAX):
         reader = RingReader(PosixReadStorage(ring))
         inventory = reader.inventory()
         for old in scratch.glob(f"{ring.name}-*.parquet"):
             old.write_bytes(b"")
-        newest = reader.newest(inventory)
+        newest = _newest(reader, inventory)
         sound = inventory if newest is None else replace(inventory, segments=_sound(_apart(reader, inventory.segments), newest.state))
         snapshot = Snapshot(ring.name, _since(ring, reader, sound, since_ns))
         if newest is not None:
             snapshot.state = newest.state
             snapshot.table = _table(reader, newest.tag_table_sha256)
-        for number, frames in enumerate(_pieces(_unsealed(reader, sound))):
+        held = _sealed(sound)
+        for number, frames in enumerate(_pieces(_unsealed(reader, sound, held))):
             snapshot.tail.append(scratch / f"{ring.name}-{attempt}-{number}.parquet")
             snapshot.tail[-1].write_bytes(_parquet(frames, _table(reader, frames[0].manifest.tag_table_sha256)))
+            for m in (frame.manifest for frame in frames):
+                held.setdefault(m.generation, Intervals()).add(m.first_seq, m.end_seq - 1)
+        if newest is not None:
+            snapshot.missing = _missing(reader, inventory, newest.state, held)
         after = reader.inventory()
         if (after.segments, after.journals) == (inventory.segments, inventory.journals):
             return snapshot
     raise StorageFault("the ring changed while it was read, again and again; try once more", path=str(ring))
+
+
+def _newest(reader: RingReader, inventory: Inventory) -> Manifest | None:
+    """Return the newest durable block's manifest, None in a ring that has none; raise CorruptError where it cannot be told."""
+    newest = reader.newest(inventory)
+    if newest is None and (inventory.durable is not None or reader.begun(inventory)):
+        what = "the newest block cannot be read" if inventory.durable is not None else "torn, or not here"
+        message = f"{what}: how far this ring goes cannot be told before `ebbgate collect` was started again (`ebbgate ring check` says more)"
+        raise CorruptError(message, source=layout.DURABLE)
+    return newest
+
+
+def _missing(reader: RingReader, inventory: Inventory, state: StateRecord | None, held: dict[int, Intervals]) -> list[Span]:
+    """Return what the records report, and is neither held, nor below `low`, nor lost."""
+    if state is None:
+        return []
+    generations = {name.generation for name in inventory.segments} | {name.generation for name in inventory.journals}
+    generations |= {(state.predecessor or state.low)[0], state.generation}
+    out: list[Span] = []
+    for generation in sorted(g for g in generations if g >= state.low[0]):
+        end = state.end if generation == state.generation else reader.end_of(inventory, generation) or 0
+        known = held.get(generation, Intervals()).copy()
+        for loss in state.lost:
+            if loss.generation == generation:
+                known.add(loss.first, loss.last)
+        first = state.low[1] if generation == state.low[0] else 0
+        out += [Span(generation, a, b) for a, b in known.holes(first, end - 1)]
+    return out
 
 
 def _apart(reader: RingReader, names: tuple[SegmentName, ...]) -> tuple[SegmentName, ...]:
@@ -118,13 +152,17 @@ def _since(ring: Path, reader: RingReader, inventory: Inventory, since_ns: int |
     return [ring / name.parquet for name in names]
 
 
-def _unsealed(reader: RingReader, inventory: Inventory) -> Iterator[Frame]:
-    """Yield the durable blocks with readings that stand in no segment."""
+def _sealed(inventory: Inventory) -> dict[int, Intervals]:
     sealed: dict[int, Intervals] = {}
     for segment in inventory.segments:
         sealed.setdefault(segment.generation, Intervals()).add(segment.first, segment.last)
+    return sealed
+
+
+def _unsealed(reader: RingReader, inventory: Inventory, sealed: dict[int, Intervals]) -> Iterator[Frame]:
+    """Yield the durable blocks with readings that stand in no segment."""
     for generation in sorted({name.generation for name in inventory.journals}):
-        held = sealed.get(generation, Intervals())
+        held = sealed.get(generation, Intervals()).copy()
         others = [name for name in inventory.journals if name.generation != generation]
         mine = [name for name in inventory.journals if name.generation == generation]
         wanted = tuple(sorted(others + _not_covered(mine, held)))

@@ -7,8 +7,8 @@ Views, over all streams of the ring:
                    value_bool, value_string, quality (OPC UA status code), flags
     readings_good  those with quality Good, without notices
     last           per tag the newest reading by (ts, generation, seq), whatever its quality
-    gaps           kind (open: history may still fill it; lost: it never comes), stream, source, since, generation, first_seq, last_seq,
-                   reason
+    gaps           kind (open: history may still fill it; lost: it never comes; missing: the ring is damaged there, `ring check` says how),
+                   stream, source, since, generation, first_seq, last_seq, reason
     tags           stream, tag, path, source, type, unit, low, high, scale, "offset", description, states (JSON), is_unsigned, retired
     notices        stream, ts, kind, source, detail (JSON), generation, seq
 """
@@ -84,7 +84,7 @@ def _readings(snapshot: Snapshot) -> str:
     files = [*snapshot.segments, *snapshot.tail]
     source = _EMPTY
     if files:
-        source = f"SELECT {_COLUMNS} FROM read_parquet([{', '.join(sql_text(str(path)) for path in files)}])"
+        source = f"SELECT {_COLUMNS} FROM read_parquet([{', '.join(sql_text(str(path)) for path in files)}], hive_partitioning = false)"
     unsigned = "false"
     if snapshot.table is not None and any(tag.unsigned for tag in snapshot.table.tags):
         unsigned = f"tag IN (SELECT tag FROM tags WHERE is_unsigned AND stream = {sql_text(snapshot.stream)})"
@@ -107,7 +107,7 @@ def tag_rows(snapshot: Snapshot) -> list[list[Any]]:
 
 
 def gap_rows(snapshot: Snapshot) -> list[list[Any]]:
-    """Return the rows of `gaps`: what the newest state record says is open or lost."""
+    """Return the rows of `gaps`: what the newest state record says is open or lost, and what is not there though it should be."""
     state, table = snapshot.state, snapshot.table
     if state is None or table is None:
         return []
@@ -119,4 +119,6 @@ def gap_rows(snapshot: Snapshot) -> list[list[Any]]:
         rows.append(["open", snapshot.stream, source, since, None, None, None, "history may still fill it"])
     for loss in state.lost:
         rows.append(["lost", snapshot.stream, None, None, loss.generation, loss.first, loss.last, loss.reason.name.lower()])
+    for span in snapshot.missing:
+        rows.append(["missing", snapshot.stream, None, None, span.generation, span.first, span.last, "no file that can be read holds it"])
     return rows

@@ -42,6 +42,7 @@ def gather(root: Path, max_bytes: int, status_file: Path, endurance_bytes: int =
     room = max(0, max_bytes - used)
     return {
         "stream": root.name,
+        "begun": newest is not None or inventory.durable is not None or reader.begun(inventory),
         "generation": format_generation(state.generation) if state else None,
         "end": state.end if state else 0,
         "low": [format_generation(state.low[0]), state.low[1]] if state else None,
@@ -95,8 +96,10 @@ def describe(f: dict[str, Any]) -> list[str]:
         + (f", {f['bytes_per_reading']} bytes per sealed reading" if f["bytes_per_reading"] else "")
     ]
     if f["generation"] is None:
-        return [*lines, "nothing was committed here yet"]
-    lines.append(f"generation {f['generation']}, newest reading {f['end'] - 1:,}, committed {clock(f['newest_commit_ns'])} UTC")
+        damaged = "the newest block cannot be read, or `durable` is torn or gone: `ebbgate ring check` says more; collect mends it when it starts"
+        return [*lines, damaged if f["begun"] else "nothing was committed here yet"]
+    newest = f"newest reading {f['end'] - 1:,}" if f["end"] else "no reading yet"
+    lines.append(f"generation {f['generation']}, {newest}, committed {clock(f['newest_commit_ns'])} UTC")
     lines.append(f"reaches back to reading {f['low'][1]:,} of generation {f['low'][0]}; open gaps {f['open_gaps']}")
     if f["horizon_days"] is None:
         lines.append("horizon: not known before two segments are sealed at a time that can be trusted")

@@ -73,9 +73,9 @@ def parse_moment(text: str) -> datetime.datetime:
     """Return a moment of "2026-11-23" or "2026-11-23T06:00[:00][+01:00]", in UTC."""
     try:
         at = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        return at.replace(tzinfo=datetime.UTC) if at.tzinfo is None else at.astimezone(datetime.UTC)
+    except (ValueError, OverflowError):  # an offset may lead out of the years that there are
         raise ValueError(f"{text[:40]!r} is not a time: write one as 2026-11-23 or 2026-11-23T06:00 (UTC)") from None
-    return at.replace(tzinfo=datetime.UTC) if at.tzinfo is None else at.astimezone(datetime.UTC)
 
 
 def format_duration(ns: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,7 +14,9 @@ from gateway.cli.processes import config_gateway
 from gateway.errors import EXIT_FINDING, ConfigError, EbbgateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+MISSING_SHOWN: Final = 5
 
 
 @click.group("ring")
@@ -107,15 +109,24 @@ def ring_export(config: Path, begin: str, end: str, tags: tuple[str, ...], outpu
     from gateway.ringfacts import export_sql
 
     settings = load_gateway(config, pinned=False)
-    rows = _write(settings.ring.path, export_sql(begin, end, tags, csv=output.suffix.lower() == ".csv"), output)
-    emit({"rows": rows, "file": str(output)}, as_json, [f"{output}: {rows:,} readings"])
+    rows, missing = _write(settings.ring.path, export_sql(begin, end, tags, csv=output.suffix.lower() == ".csv"), output)
+    emit({"rows": rows, "file": str(output), "missing": missing}, as_json, [f"{output}: {rows:,} readings"])
 
 
-def _write(ring: Path, sql: str, output: Path) -> int:
+def _write(ring: Path, sql: str, output: Path) -> tuple[int, tuple[str, ...]]:
     from buffer.query import QueryOptions, write_query
 
     with _query_errors():
-        return write_query(ring, sql, output, QueryOptions(seconds_max=86_400.0))
+        rows, missing = write_query(ring, sql, output, QueryOptions(seconds_max=86_400.0))
+    _say_missing(missing)
+    return rows, missing
+
+
+def _say_missing(missing: Sequence[str]) -> None:
+    """A result over a damaged ring is short: say so beside it."""
+    if missing:
+        click.echo(f"the ring is damaged, and this result lacks what was there: readings {', '.join(missing[:MISSING_SHOWN])}", err=True)
+        click.echo("  The view gaps has all of them; `ebbgate ring check` says where the damage is.", err=True)
 
 
 @contextlib.contextmanager
@@ -196,8 +207,8 @@ def query_command(sql: str, config: Path, as_json: bool, as_csv: bool, output: P
 
     ring = load_gateway(config, pinned=False).ring.path
     if output is not None:
-        rows = _write(ring, sql, output)
-        emit({"rows": rows, "file": str(output)}, as_json, [f"{output}: {rows:,} rows"])
+        rows, missing = _write(ring, sql, output)
+        emit({"rows": rows, "file": str(output), "missing": missing}, as_json, [f"{output}: {rows:,} rows"])
         return
     _show(ring, sql, as_json=as_json, as_csv=as_csv, limit=limit)
 
@@ -229,6 +240,7 @@ def _show(ring: Path, sql: str, *, as_json: bool, as_csv: bool, limit: int) -> N
         if result.columns == ("explain_key", "explain_value"):
             lines = [str(row[1]) for row in result.rows]  # a drawing of many lines
         rows = [[_json(value) for value in row] for row in result.rows]
-        emit({"columns": result.columns, "rows": rows, "truncated": result.truncated}, as_json, lines)
+        emit({"columns": result.columns, "rows": rows, "truncated": result.truncated, "missing": result.missing}, as_json, lines)
+    _say_missing(result.missing)
     if result.truncated:
         click.echo("more rows than shown: raise --limit, or write all of them with -o FILE", err=True)

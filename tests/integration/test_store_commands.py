@@ -127,3 +127,22 @@ def test_a_ring_that_is_not_there_is_said(site, tmp_path):
     assert "no ring" in ebbgate("query", "SELECT 1", "--config", site.root / "other.toml", code=3)
     assert "no ring" in ebbgate("ring", "check", "--config", site.root / "other.toml", code=3)
     assert "no ring" in ebbgate("export", tmp_path, "--config", site.root / "other.toml", code=3)
+
+
+def test_a_result_over_a_damaged_ring_says_what_it_lacks(tmp_path):
+    site = Site(tmp_path, free_port())
+    ring = site.ring()
+    for first in (0, 10, 20):
+        put(ring, first, 10)
+    write_configs(site)
+    config = tmp_path / "gateway.toml"
+    assert json.loads(ebbgate("query", "SELECT count(*) FROM readings", "--config", config, "--json"))["missing"] == []
+    journal = next((tmp_path / "ring").rglob("*-0000000000000000-*.journal"))
+    whole = journal.read_bytes()
+    at = [at for at in range(4096, len(whole), 4096) if whole[at : at + 4] == b"EBBF"][-2] + 200  # the second commit of three
+    journal.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    for command in (("query", "SELECT * FROM readings"), ("ring", "export", "-o", tmp_path / "x.csv")):
+        said = ebbgate(*command, "--config", config)
+        assert "10-19" in said
+        assert "ring check" in said
+    assert "10-19" in ebbgate("ring", "check", "--config", config, code=1)

@@ -30,3 +30,10 @@ def test_without_a_trusted_clock_nothing_is_forecast(tmp_path):
     said = facts(tmp_path, (5 * 10**9, False), (NOW_NS, True))
     assert said["horizon_days"] is None
     assert any("time that can be trusted" in line for line in describe(said))
+
+
+def test_a_ring_without_readings_has_no_newest_one(tmp_path):
+    store = Store(tmp_path / "g.main").add(some(0, 0))
+    said = describe(gather(store.root, 25 * 10**9, tmp_path / "status.json"))
+    assert any("no reading yet" in line for line in said)
+    assert not any("newest reading" in line for line in said)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.units import DURATION_NS_MAX, format_duration, parse_duration_ns, parse_rate_bps, parse_size_bytes
+from gateway.units import DURATION_NS_MAX, format_duration, parse_duration_ns, parse_moment, parse_rate_bps, parse_size_bytes
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,13 @@ def test_rates() -> None:
     for bad in ("5", "5 M", "5 MB", "5 Mb/s", "5 Mbit", "2 Tbit/s", "x Mbit/s"):
         with pytest.raises(ValueError, match="'"):
             parse_rate_bps(bad)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00", "yesterday", "2026-13-01", ""])
+def test_a_moment_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="is not a time"):
+        parse_moment(text)
+
+
+def test_moments_are_utc_unless_an_offset_says_otherwise():
+    assert parse_moment("2026-03-29T02:30+02:00") == parse_moment("2026-03-29T00:30") == dt.datetime(2026, 3, 29, 0, 30, tzinfo=dt.UTC)

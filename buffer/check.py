@@ -259,11 +259,16 @@ class _Check:
 
     def _account(self, mark: DurableMark | None) -> None:
         states = {g: one.state for g, one in self._generations.items() if one.state is not None}
-        if not states or mark is None:
+        if mark is None:
+            return
+        said = states.get(mark.generation)
+        if said is None:
+            self.report.bad(layout.DURABLE, f"speaks of generation {format_generation(mark.generation)}, and no record of it can be read")
+        elif (said[3], said[1] + 1) != (mark.end_seq, mark.end_block):
+            self.report.bad(layout.DURABLE, "says another end than the newest state record")
+        if not states:
             return
         newest = states[max(states)]
-        if mark.generation in states and (states[mark.generation][3], states[mark.generation][1] + 1) != (mark.end_seq, mark.end_block):
-            self.report.bad(layout.DURABLE, "says another end than the newest state record")
         for generation, first, end in _reported(states, newest[4]):
             covered = self._generations.get(generation, _Generation()).seqs.copy()
             for state in states.values():

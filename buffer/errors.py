@@ -24,7 +24,7 @@ class StorageFault(StoreError):
     """The disk said no: EIO, ENOSPC, a failed sync, a lock held by another process. Environment, exit code 3."""
 
     def __init__(self, message: str, *, path: str, errno: int | None = None) -> None:
-        super().__init__(f"{path}: {message}")
+        super().__init__(f"{path}: {message}" if path else message)
         self.path = path
         self.errno = errno
 

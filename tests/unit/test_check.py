@@ -218,3 +218,13 @@ def test_a_ring_that_is_written_sealed_and_evicted_meanwhile_has_no_finding(tmp_
         stop.set()
         writer.join()
     assert sum(evicted) > 0 or len(evicted) < 5
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_generation_of_which_only_the_mark_is_left_is_a_finding(tmp_path, older):
+    if older:
+        Store(tmp_path / "g.main").add(some(0, 5)).seal()
+    store = Store(tmp_path / "g.main", generation=8 << 32 | 1).add(some(0, 5))
+    assert check_ring(store.root, Key()).findings == []
+    (store.root / store.names[0]).unlink()
+    assert check_ring(store.root, Key()).findings == ["durable: speaks of generation 8-00000001, and no record of it can be read"]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buffer.errors import CorruptError, StorageFault, StoreError
 from buffer.landlock import forbid_writes
+from buffer.parent import end_with
 from buffer.queryfaults import QueryRefused, QueryUnsafe, VanishedError, friendly, meaning, missing
 from buffer.storage import PosixStorage
 from buffer.views import GAPS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
@@ -100,7 +101,9 @@ def _stream(ring: Path, sql: str, options: QueryOptions, scratch: Path, form: st
     for text in (sql, str(ring), str(scratch)):
         if any("\ud800" <= c <= "\udfff" for c in text):  # how Python keeps bytes of an argument that are none
             raise QueryRefused(f"not UTF-8: {ascii(text)[:200]}")
-    request = json.dumps({"ring": str(ring.absolute()), "scratch": str(scratch), "sql": sql, "form": form, "options": asdict(options)})
+    request = json.dumps(
+        {"parent": os.getpid(), "ring": str(ring.absolute()), "scratch": str(scratch), "sql": sql, "form": form, "options": asdict(options)}
+    )
     child = _start()
     errors: list[str] = []
     drain = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
@@ -126,9 +129,9 @@ def _stream(ring: Path, sql: str, options: QueryOptions, scratch: Path, form: st
 
 def _start() -> subprocess.Popen[str]:
     """Start the child with the code this process runs, wherever the user happens to stand."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "utf-8"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+    return subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", env=environment)
 
 
 def _answers(child: subprocess.Popen[str], request: str) -> Iterator[Any]:
@@ -191,6 +194,7 @@ def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = Quer
 def main() -> None:
     """Serve one request: a line of JSON on stdin, lines of JSON on stdout."""
     request = json.loads(sys.stdin.readline())
+    end_with(request["parent"])  # else a query whose terminal was closed would go on for ever, beside collect
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     try:
         protect(Path(request["ring"]), request["scratch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -129,10 +130,17 @@ def _say_missing(missing: Sequence[str]) -> None:
         click.echo("  The view gaps has all of them; `ebbgate ring check` says where the damage is.", err=True)
 
 
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 @contextlib.contextmanager
 def _query_errors() -> Iterator[None]:
     from buffer.query import QueryRefused, QueryUnsafe
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # as Ctrl-C: what a query keeps on disk goes with it
+            signal.signal(number, _leave)
     try:
         yield
     except QueryRefused as error:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -146,3 +153,38 @@ def test_a_result_over_a_damaged_ring_says_what_it_lacks(tmp_path):
         assert "10-19" in said
         assert "ring check" in said
     assert "10-19" in ebbgate("ring", "check", "--config", config, code=1)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            found += [int(stat.parent.name)] if int(stat.read_text().rpartition(")")[2].split()[1]) == pid else []
+    return found
+
+
+def wait_for(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not (seen := what()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("more", [[], ["-o", "x.csv"]])
+def test_a_query_ends_with_whoever_asked_and_leaves_nothing(config, tmp_path, number, more):
+    sql = "SELECT count(*) FROM range(100000000) a, range(100000000) b WHERE hash(a.range, b.range) = 7"
+    command = [sys.executable, "-m", "gateway.cli", "query", sql, "--config", str(config), *more]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    asked = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        (child,) = wait_for(lambda: children(asked.pid))
+        wait_for(lambda: len(list(Path(f"/proc/{child}/task").iterdir())) > 1)  # DuckDB is there
+        asked.send_signal(number)
+        asked.wait(60)
+        wait_for(lambda: not Path(f"/proc/{child}").exists())
+    finally:
+        asked.kill()
+        asked.wait()
+    assert number == signal.SIGKILL or list(tmp_path.iterdir()) == []

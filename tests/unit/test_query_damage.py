@@ -181,3 +181,6 @@ def test_words_that_are_not_utf8_are_refused_as_words(ring):
         write_query(ring, "SELECT 1", place / "x.csv")
 
 
+def test_texts_cross_to_the_caller_whatever_the_encoding_of_his_terminal(ring, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert run_query(ring, "SELECT chr(9731)").rows == [["\u2603"]]

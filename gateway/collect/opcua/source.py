@@ -19,6 +19,7 @@ from buffer.notice import NoticeKind
 from buffer.storage import publish_file
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
 from gateway.collect.load import Budget
+from gateway.collect.opcua.address import wrong_addresses
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.byhand import Hand
 from gateway.collect.opcua.feed import Feed
@@ -29,7 +30,7 @@ from gateway.collect.opcua.security import check_files, secret_of
 from gateway.collect.opcua.session import LOGIN_REFUSED, Resume, Session
 from gateway.collect.opcua.state import STATE_BYTES_MAX, SourceState, parse_state
 from gateway.collect.opcua.throttle import Throttle
-from gateway.errors import PlantError, TrustError
+from gateway.errors import ConfigError, PlantError, TrustError
 from gateway.runtime import full_jitter
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class OpcuaSource:
         for url in settings.urls:
             endpoint_of(url)
         check_files(settings)
+        wrong = wrong_addresses(settings)
+        if wrong:
+            raise ConfigError(f"source.{settings.name}:\n    " + "\n    ".join(f"{f.where}: {f.what}" for f in wrong), "Correct tags.csv.")
         self.name = settings.name
         self._settings = settings
         self._runtime = runtime

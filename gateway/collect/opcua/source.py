@@ -160,8 +160,7 @@ class OpcuaSource:
             self._check_pause()
             self._check_login()
             self._check_session()
-            link = await self._connect()
-            await self._until_paused(link)
+            await self._until_paused()
         except _Paused:
             await self._pause()
         except _NotYet as wait:
@@ -173,22 +172,28 @@ class OpcuaSource:
         except (PlantError, TrustError, CorruptError) as error:
             await self._failed(error)
 
-    async def _until_paused(self, link: Link) -> None:
-        """Let the link work; leave it when it fails or somebody asks for a pause."""
+    async def _until_paused(self) -> None:
+        """Connect and let the link work; leave when it fails or somebody asks for a pause, which thousands of items to be made do not delay."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_pause())
+                link = await self._connect()
                 tasks.create_task(link.run())
                 tasks.create_task(self._poll())
                 tasks.create_task(self._watch_level())
         except BaseExceptionGroup as group:
             raise first_error(group) from None
 
-    async def _poll(self) -> None:
-        """Beside the link: pauses, the life bit, what must survive a restart."""
-        saved_ns = self._runtime.monotonic_ns()
+    async def _watch_pause(self) -> None:
         while True:
             await self._runtime.sleep(POLL_S)
             self._check_pause()
+
+    async def _poll(self) -> None:
+        """Beside the link: the life bit, what must survive a restart."""
+        saved_ns = self._runtime.monotonic_ns()
+        while True:
+            await self._runtime.sleep(POLL_S)
             self._check_alive()
             now = self._runtime.monotonic_ns()
             result = self._feed.hand.lasting or self._state.hand

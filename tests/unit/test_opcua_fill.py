@@ -71,6 +71,17 @@ def test_both_ends_bounds_and_repetitions_are_left_out() -> None:
     assert (got.columns.ts_ns.tolist(), got.cursor_ns) == ([101], None)
 
 
+@pytest.mark.parametrize("times", [(100, 100, 150), (150, 200, 200)], ids=["of our last reading", "of our first"])
+@pytest.mark.parametrize("values", [(7.0, 8.0), (7.0, 7.0)], ids=["several values", "one value twice"])
+def test_several_values_of_the_very_time_of_our_readings_leave_the_gap_unfilled(times: tuple[int, ...], values: tuple[float, float]) -> None:
+    edge = iter(values)
+    one = History(0, b"", doubles(*((0, 1.0 if time == 150 else next(edge), time) for time in times)))
+    chunk = Chunk([Debt(17, "a", 100, 200)])
+    got = harvest(CONVERT, chunk, [one], NO_TIME, 99)
+    assert got.columns.ts_ns.tolist() == [150]
+    assert chunk.unserved == ({17} if len(set(values)) > 1 else set()), "which of them came live nobody can tell"
+
+
 def test_a_node_with_more_to_come_holds_back_the_others_and_nothing_comes_twice() -> None:
     chunk = Chunk([Debt(17, "a", 100, 200), Debt(18, "b", 100, 200)])
     first = harvest(CONVERT, chunk, [history(100, 120, 130, more=True), history(105, 150)], 90, 99)

@@ -134,6 +134,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpcuaServer]:
     one.stop()
 
 
+async def test_browsing_from_a_node_that_is_not_there_says_so(odd: OpcuaServer, tmp_path: Path) -> None:
+    with pytest.raises(PlantError, match="ns=1;s=nowhere: the server answered BadNodeIdUnknown"):
+        await browse.browse(settings_for(odd.port, 0, load=FAST), real(), tmp_path, root="ns=1;s=nowhere")
+
+
 async def test_tiny_limits_cycles_and_hostile_names(odd: OpcuaServer, tmp_path: Path) -> None:
     settings = settings_for(odd.port, 0, load=FAST)
     found = await browse.browse(settings, real(), tmp_path)

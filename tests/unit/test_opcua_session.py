@@ -17,15 +17,18 @@ from asyncua.common.connection import SecureConnection, TransportLimits
 from asyncua.ua.ua_binary import nodeid_to_binary
 
 from buffer.types import Kind
+from gateway.cli import discover
 from gateway.collect.clock import GatewayClock
 from gateway.collect.control import Control
-from gateway.collect.opcua import guarded, probe
-from gateway.collect.opcua.answers import READ_RESPONSE, ServiceFault
+from gateway.collect.opcua import check, guarded, probe
+from gateway.collect.opcua.answers import READ_RESPONSE, CreatedItem, ServiceFault
 from gateway.collect.opcua.certificate import first_certificate
 from gateway.collect.opcua.decode import blank_items
+from gateway.collect.opcua.endpoints import Endpoint
 from gateway.collect.opcua.facts import LIMITS, Facts, facts_of
 from gateway.collect.opcua.guarded import Encoded, endpoint_of, structure
-from gateway.collect.opcua.security import make_policy
+from gateway.collect.opcua.probe import Offer
+from gateway.collect.opcua.security import NONE_URI, make_policy
 from gateway.collect.opcua.session import RENEW_MIN_S, Session
 from gateway.collect.sources import Maker
 from gateway.errors import ConfigError, PlantError, TrustError
@@ -180,6 +183,18 @@ def test_a_double_is_shown_to_its_last_digit(type_: str, text: str) -> None:
     value.kind[0], value.values.view("f8")[0] = Kind.DOUBLE, 57_927_921.25
     types.kind[0] = Kind.TEXT
     assert probe.show("i=1", value, replace(types, texts=(type_,)), 0, 0).value == text
+
+
+@pytest.mark.parametrize("sampling_ms", [float("nan"), float("inf"), -1.0])
+def test_a_sampling_interval_that_is_no_time_is_no_number_of_ours(sampling_ms: float) -> None:
+    assert check._keeps(CreatedItem(0, 1, sampling_ms, 5)) == (0.0, 0.005)
+
+
+def test_a_source_without_security_has_nothing_to_pin() -> None:
+    offered = Offer("opc.tcp://127.0.0.1:1", (Endpoint("", "", "", b"", 1, NONE_URI, ()),), b"", None)
+    lines = discover._describe(settings(security="None"), offered, Path("plc.der"))[1]
+    assert not any("does not offer" in line for line in lines)
+    assert "no certificate" in lines[-1]
 
 
 def test_a_source_with_an_address_that_is_none_is_not_made(tmp_path: Path) -> None:

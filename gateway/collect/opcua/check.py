@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -224,7 +225,8 @@ def _keeps(made: CreatedItem) -> tuple[float, float]:
     """Return seconds between samples, and seconds of an outage that the server's queue bridges if every sample differs."""
     if made.status >> _BAD:
         return 0.0, 0.0
-    return made.sampling_ms / 1000, made.queue * max(made.sampling_ms, 1.0) / 1000
+    sampling_ms = made.sampling_ms if 0 <= made.sampling_ms < math.inf else 0.0  # what no time can be
+    return sampling_ms / 1000, made.queue * max(sampling_ms, 1.0) / 1000
 
 
 def _revised(settings: OpcuaSource, tags: list[TagRow], made: list[CreatedItem], revised_ms: float) -> list[Finding]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from buffer.errors import CorruptError
@@ -124,6 +124,14 @@ def test_a_fill_goes_on_where_it_was_killed() -> None:
     assert unserved == 2
     chunks, _ = remaining(debts, pack_progress(Chunk(debts[3:6], 100), 0), 3)
     assert [[d.number for d in chunk.debts] for chunk in chunks] == [[7]], "a chunk that is complete is not asked again"
+
+
+def test_a_chunk_goes_on_whole_so_that_a_second_kill_asks_for_none_of_it_again() -> None:
+    debts = [Debt(16, "a", 0, 100), Debt(17, "b", 0, 50), Debt(18, "c", 0, 100)]
+    (chunk, _), _ = remaining(debts, pack_progress(Chunk(debts[:2], 60), 0), 2)
+    chunk.cursor_ns = 100
+    chunks, _ = remaining(debts, pack_progress(chunk, 0), 2)
+    assert [[d.number for d in chunk.debts] for chunk in chunks] == [[18]]
 
 
 # ---- servers ----
@@ -245,6 +253,7 @@ async def attempt(sink: MemorySink, server: Server, tags: int) -> None:
     kills=st.lists(st.integers(1, 6), max_size=3),
     size=st.integers(1, 4),
 )
+@example(seed=0, temper=Temper(page=23, unsaid=False), kills=[2, 3], size=2)
 def test_nothing_twice_and_filled_only_where_nothing_is_missing(seed: int, temper: Temper, kills: list[int], size: int) -> None:
     rng = random.Random(seed)
     tags = 5

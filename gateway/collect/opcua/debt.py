@@ -158,9 +158,9 @@ def remaining(
 ) -> tuple[list[Chunk], int]:
     """Return the chunks still to ask, and how many debts were not served so far."""
     first, last, cursor, unserved = _PROGRESS.unpack(progress) if len(progress) == PROGRESS_BYTES else (0, 0, NO_TIME, 0)
-    begun = [debt for debt in debts if first <= debt.place <= last and debt.before_ns > cursor]
+    begun = [debt for debt in debts if first <= debt.place <= last]  # whole: what it says of itself later covers those that are paid, too
     rest = [debt for debt in debts if debt.place > last]
-    chunks = [Chunk(begun, cursor)] if begun else []
+    chunks = [Chunk(begun, cursor)] if any(debt.before_ns > cursor for debt in begun) else []
     return chunks + [Chunk(part) for part in parts(rest, size)], unserved
 
 

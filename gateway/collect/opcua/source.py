@@ -182,6 +182,9 @@ class OpcuaSource:
                 tasks.create_task(self._poll())
                 tasks.create_task(self._watch_level())
         except BaseExceptionGroup as group:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # a TaskGroup that is failing already forgets it (Python 3.11, 3.12)
+                raise asyncio.CancelledError from None
             raise first_error(group) from None
 
     async def _watch_pause(self) -> None:

@@ -235,6 +235,8 @@ def _check_sources(path: Path, sources: tuple[s.OpcuaSource | s.ModbusSource, ..
             _check_alive(path, source, source.alive)
         _check_arrays(source)
         if isinstance(source, s.OpcuaSource):
+            if source.publish_ns < 10 * s.MILLISECOND:
+                raise ConfigError(f"{path}: source.{source.name}.publish is below 10 ms", "Write 1 s; 100 ms where a second is too late.")
             _check_security(path, source, pinned)
 
 
@@ -242,6 +244,8 @@ def _check_alive(path: Path, source: s.OpcuaSource | s.ModbusSource, alive: s.Al
     tag = next((tag for tag in source.tags if tag.id == alive.tag), None)
     if tag is None:
         raise ConfigError(f"{path}: source.{source.name}.alive.tag {alive.tag!r} is not a tag of this source", "Name one of its tags in tags.csv.")
+    if isinstance(source, s.OpcuaSource) and alive.within_ns < s.SECOND:
+        raise ConfigError(f"{path}: source.{source.name}.alive.within is below 1 s", "Write several times what the tag takes to change.")
     if isinstance(source, s.ModbusSource) and alive.within_ns < 2 * tag.every_ns:
         what = f"{path}: source.{source.name}.alive.within is less than two polls of {tag.id}, which is read every {format_duration(tag.every_ns)}"
         raise ConfigError(what, "Between two polls it would seem to stand still: read it more often, or allow more time.")

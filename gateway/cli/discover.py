@@ -92,6 +92,8 @@ def _describe(settings: OpcuaSource, got: Offer, path: Path) -> tuple[dict[str, 
     names = {one.url for one in got.endpoints} - {got.url}
     if names:
         lines.append(f"note     it calls itself {printable(', '.join(sorted(names))[:200])}; the configured URL is used as written")
+    if settings.security.strip().startswith("None"):
+        return body, [*lines, "nothing  security is None: no certificate is shown that could be pinned"]
     if not got.chosen:
         lines.append(f"wrong    it does not offer {settings.security}: set source.{settings.name}.security to one of those above")
         return body, lines

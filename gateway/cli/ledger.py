@@ -182,10 +182,10 @@ def status_command(config: Path | None, as_json: bool) -> None:
     for name, report in reports.items():
         age = time.time() - report.get("time_ns", 0) / 1e9 if report else None
         silent = age is None or age > STALE_S
-        trouble = report.get("fault") or report.get("cause") or report.get("alarm") or ""
+        trouble = str(report.get("fault") or report.get("cause") or report.get("alarm") or "")
         bad = bad or silent or bool(trouble)
         state = "never ran here" if age is None else f"silent for {age:.0f} s" if silent else "running"
-        lines.append(printable(f"{name:8} {state}" + (f"  {trouble}" if trouble else "")))
+        lines.append(printable(f"{name:8} {state}" + (f"  {_one_line(trouble)}" if trouble else "")))
         plain = {key: value for key, value in report.items() if isinstance(value, int | float | str) and value and key != "time_ns"}
         lines += [printable(f"         {_fact(key, value)}") for key, value in plain.items()]
         lines += [_source_line(one, about) for one, about in report.get("sources", {}).items()]
@@ -202,13 +202,18 @@ def _fact(key: str, value: float | str) -> str:
         return f"{key.removesuffix('_ns')} = {_utc(value)}"
     if key == "landing" and isinstance(value, int):
         return f"{key} = {format_generation(value)}"
-    return f"{key} = {value:,}" if type(value) is int else f"{key} = {value}"
+    return f"{key} = {value:,}" if type(value) is int else f"{key} = {_one_line(str(value))}"
+
+
+def _one_line(text: str) -> str:
+    """Return an error and its remedy, which stand in lines of their own, in one."""
+    return "; ".join(line.strip() for line in text.splitlines())
 
 
 def _source_line(name: str, about: dict[str, Any]) -> str:
     """Return how one source is doing, and the waiver under which it is read."""
     waiver = f"; WAIVER: security {about['security']}: {about['security_waiver']}" if about.get("security_waiver") else ""
-    why = f" ({about['reason']})" if about.get("reason") else ""
+    why = f" ({_one_line(str(about['reason']))})" if about.get("reason") else ""
     return "         " + printable(f"source {name} is {about.get('state')}{why}{_fill_words(about.get('fill') or {})}{waiver}")
 
 

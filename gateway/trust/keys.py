@@ -121,12 +121,15 @@ def write_private(path: Path, private: Any) -> None:  # noqa: ANN401 -- any key 
 def read_private_bytes(path: Path, most: int = KEY_FILE_BYTES_MAX) -> bytes:
     """Return a private file; raise TrustError if it is absent, too long, readable by group or others, or theirs to replace."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe in its place holds nobody up
     except OSError as error:
         raise TrustError(f"{path}: {error.strerror}", "Correct the path, or make the file again (keys: ebbgate init).") from error
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(fd)
+        raise TrustError(f"{path}: is no file", "Correct the path, or make the file again (keys: ebbgate init).")
     with os.fdopen(fd, "rb") as file:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise TrustError(f"{path}: a secret that group or others may open", f"Run: chmod 600 {path}")
         data = file.read(most + 1)
     above = path.parent.stat().st_mode
@@ -377,7 +380,6 @@ class KeyRing:
         if last_good is not None and not _was_good(m, last_good):
             message = f"key {name.hex()} is revoked; last good reading {format_generation(last_good.generation)} seq {last_good.seq}"
             raise RevokedKeyError(message)
-
 
     def _last_good(self, name: bytes) -> LastGood | None:
         """Return up to where a key is believed, None: without end. A revoked key takes with it what it introduced, unless that was to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -105,6 +106,23 @@ async def test_wrong_passwords_are_counted_and_not_tried_five_times(secure: tupl
         assert not [one for one in await check(settings, real(), tmp_path) if one.level is Level.REFUSED]
 
 
+async def test_a_server_that_is_silent_without_security_is_pinned_by_hand(tmp_path: Path) -> None:
+    """As open62541 answers where its None policy is taken out."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in (b"ACKF" + struct.pack("<6I", 28, 0, 65_536, 65_536, 0, 0), b"ERRF" + struct.pack("<IIi", 16, 0x8055_0000, -1)):
+            await reader.readexactly(int.from_bytes((await reader.readexactly(8))[4:], "little") - 8)
+            writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as silent:
+        settings = settings_for(silent.sockets[0].getsockname()[1], 0, security="Basic256Sha256 SignAndEncrypt", waiver="", load=FAST)
+        with pytest.raises(PlantError, match="nobody who comes without security") as told:
+            await probe.offer(settings, real(), tmp_path, ask_with_ours=False)
+        assert "server_certificate" in told.value.remedy
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpcuaServer]:
     """A server with limits of small PLCs, wrong host names and everything careless in its names."""
@@ -114,6 +132,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpcuaServer]:
     ).start()  # fmt: skip
     yield one
     one.stop()
+
+
+async def test_browsing_from_a_node_that_is_not_there_says_so(odd: OpcuaServer, tmp_path: Path) -> None:
+    with pytest.raises(PlantError, match="ns=1;s=nowhere: the server answered BadNodeIdUnknown"):
+        await browse.browse(settings_for(odd.port, 0, load=FAST), real(), tmp_path, root="ns=1;s=nowhere")
 
 
 async def test_tiny_limits_cycles_and_hostile_names(odd: OpcuaServer, tmp_path: Path) -> None:

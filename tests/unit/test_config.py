@@ -191,6 +191,18 @@ def test_a_mark_that_windows_editors_write_first_is_no_mistake(examples: Path) -
     assert load_gateway(path).id == "hall1"
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "told"),
+    [('publish  = "1 s"', 'publish  = "0"', "press7.publish is below 10 ms"), ('within = "10 s"', 'within = "500 ms"', "press7.alive.within is below 1 s")],
+)
+def test_times_that_nobody_can_keep(examples: Path, written: str, instead: str, told: str) -> None:
+    path = examples / "gateway.toml"
+    assert written in path.read_text()
+    path.write_text(path.read_text().replace(written, instead))
+    with pytest.raises(ConfigError, match=told):
+        load_gateway(path)
+
+
 def test_mistakes_of_table_and_sources_come_together(examples: Path) -> None:
     path = examples / "gateway.toml"
     path.write_text(path.read_text().replace('"press7.life", within', '"press7.live", within').replace('"25 GB"', '"1 MB"'))

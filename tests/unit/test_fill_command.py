@@ -58,3 +58,12 @@ def test_a_fill_under_way_is_shown_in_words() -> None:
     )
     done = order | {"state": "refused", "reason": "not begun"}
     assert _source_line("plc", {"state": "up", "fill": done}).endswith("refused, 5,000 readings (not begun)")
+
+
+def test_an_error_and_its_remedy_stand_in_one_line_of_the_status() -> None:
+    from gateway.cli.ledger import _fact, _source_line
+
+    said = "opc.tcp://10.0.0.1:4840: nothing listens at this port\n  Is the server's OPC UA switched on?"
+    whole = "opc.tcp://10.0.0.1:4840: nothing listens at this port; Is the server's OPC UA switched on?"
+    assert f"source plc is down ({whole})" in _source_line("plc", {"state": "down", "reason": said})
+    assert _fact("alarm", said) == f"alarm = {whole}"

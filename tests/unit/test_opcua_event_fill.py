@@ -387,6 +387,25 @@ async def test_nothing_is_settled_of_a_time_whose_live_events_may_be_on_their_wa
     assert life.feed.settled_ns == until_ns
 
 
+@pytest.mark.parametrize("skew_ns", [910_692_730_085_477_580_000 - START, DAY], ids=["the last time that OPC UA has", "a day off"])
+async def test_a_server_whose_clock_is_wrong_settles_nothing(skew_ns: int) -> None:
+    plant, sink = Plant(Temper(), random.Random(1)), make_sink()
+    life = Life(plant, sink, 0)
+    life.feed.lived(skew_ns)
+    plant.now_ns += EDGE_NS + LATE_NS
+    life.feed.level()
+    await life.feed.begin_events()
+    assert life.feed.settled_ns == NO_TIME, "what came later under a right clock would count as settled"
+    life.tell(plant.event(quiet=True))
+    life.feed.level()
+    await life.feed.committer.drain(5)
+    await life.feed.open_gap("away")
+    life.tell(plant.event(quiet=True))
+    await life.fills()
+    (closed,) = [detail for detail in sink.told(NoticeKind.GAP) if detail["event"] == "unfillable"]
+    assert closed["reason"] == "the server's clock is wrong: its history cannot be placed"
+
+
 async def test_an_alarm_that_was_read_is_neither_the_newest_event_nor_the_first_after_a_gap() -> None:
     plant, sink = Plant(Temper(), random.Random(1)), make_sink()
     life = Life(plant, sink, 0)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from buffer.errors import CorruptError
@@ -71,6 +71,17 @@ def test_both_ends_bounds_and_repetitions_are_left_out() -> None:
     assert (got.columns.ts_ns.tolist(), got.cursor_ns) == ([101], None)
 
 
+@pytest.mark.parametrize("times", [(100, 100, 150), (150, 200, 200)], ids=["of our last reading", "of our first"])
+@pytest.mark.parametrize("values", [(7.0, 8.0), (7.0, 7.0)], ids=["several values", "one value twice"])
+def test_several_values_of_the_very_time_of_our_readings_leave_the_gap_unfilled(times: tuple[int, ...], values: tuple[float, float]) -> None:
+    edge = iter(values)
+    one = History(0, b"", doubles(*((0, 1.0 if time == 150 else next(edge), time) for time in times)))
+    chunk = Chunk([Debt(17, "a", 100, 200)])
+    got = harvest(CONVERT, chunk, [one], NO_TIME, 99)
+    assert got.columns.ts_ns.tolist() == [150]
+    assert chunk.unserved == ({17} if len(set(values)) > 1 else set()), "which of them came live nobody can tell"
+
+
 def test_a_node_with_more_to_come_holds_back_the_others_and_nothing_comes_twice() -> None:
     chunk = Chunk([Debt(17, "a", 100, 200), Debt(18, "b", 100, 200)])
     first = harvest(CONVERT, chunk, [history(100, 120, 130, more=True), history(105, 150)], 90, 99)
@@ -113,6 +124,14 @@ def test_a_fill_goes_on_where_it_was_killed() -> None:
     assert unserved == 2
     chunks, _ = remaining(debts, pack_progress(Chunk(debts[3:6], 100), 0), 3)
     assert [[d.number for d in chunk.debts] for chunk in chunks] == [[7]], "a chunk that is complete is not asked again"
+
+
+def test_a_chunk_goes_on_whole_so_that_a_second_kill_asks_for_none_of_it_again() -> None:
+    debts = [Debt(16, "a", 0, 100), Debt(17, "b", 0, 50), Debt(18, "c", 0, 100)]
+    (chunk, _), _ = remaining(debts, pack_progress(Chunk(debts[:2], 60), 0), 2)
+    chunk.cursor_ns = 100
+    chunks, _ = remaining(debts, pack_progress(chunk, 0), 2)
+    assert [[d.number for d in chunk.debts] for chunk in chunks] == [[18]]
 
 
 # ---- servers ----
@@ -234,6 +253,7 @@ async def attempt(sink: MemorySink, server: Server, tags: int) -> None:
     kills=st.lists(st.integers(1, 6), max_size=3),
     size=st.integers(1, 4),
 )
+@example(seed=0, temper=Temper(page=23, unsaid=False), kills=[2, 3], size=2)
 def test_nothing_twice_and_filled_only_where_nothing_is_missing(seed: int, temper: Temper, kills: list[int], size: int) -> None:
     rng = random.Random(seed)
     tags = 5

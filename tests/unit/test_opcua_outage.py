@@ -10,8 +10,11 @@ import logging
 import tracemalloc
 from pathlib import Path
 
+import pytest
+
 from buffer.notice import NoticeKind
 from gateway.collect.clock import GatewayClock
+from gateway.collect.opcua.session import Session
 from gateway.collect.opcua.source import OpcuaSource
 from gateway.runtime import real
 from tests.support.opcua_child import Nobody, settings_for
@@ -56,3 +59,31 @@ async def test_hours_without_a_plc_cost_no_memory_and_few_words(tmp_path: Path) 
     assert source._attempt > 300, "it kept trying"
     assert len(sink.told(NoticeKind.SOURCE_DOWN)) <= 2, "one outage is one notice (and one for the stop)"
     assert len(sink.notices) < 10
+
+
+async def test_a_pause_does_not_wait_for_a_connection_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting, left = asyncio.Event(), asyncio.Event()
+
+    async def endless(*_: object) -> Session:
+        connecting.set()
+        try:
+            return await asyncio.Future[Session]()
+        finally:
+            left.set()
+
+    monkeypatch.setattr(Session, "connect", endless)
+    nobody, sink, runtime = Nobody(), MemorySink(), real()
+    source = OpcuaSource(settings_for(1, 20), runtime, GatewayClock(runtime.wall_ns(), runtime.monotonic_ns(), 0, 0), nobody, tmp_path)
+    task = asyncio.create_task(source.run(sink))
+    try:
+        await connecting.wait()
+        monkeypatch.setattr(nobody, "paused", lambda _source: True)
+        async with asyncio.timeout(20):
+            await left.wait()
+            while not sink.told(NoticeKind.SOURCE_DOWN):
+                await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert sink.told(NoticeKind.SOURCE_DOWN)[0]["event"] == "paused"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,26 @@ from asyncua import Client, ua
 from asyncua.client.ua_client import UaClient, UASocketProtocol
 from asyncua.client.ua_session import UaSession
 from asyncua.common.connection import SecureConnection, TransportLimits
+from asyncua.ua.ua_binary import nodeid_to_binary
 
-from gateway.collect.opcua import guarded
+from buffer.types import Kind
+from gateway.cli import discover
+from gateway.collect.clock import GatewayClock
+from gateway.collect.control import Control
+from gateway.collect.opcua import check, guarded, probe
+from gateway.collect.opcua.answers import READ_RESPONSE, CreatedItem, ServiceFault
 from gateway.collect.opcua.certificate import first_certificate
+from gateway.collect.opcua.decode import blank_items
+from gateway.collect.opcua.endpoints import Endpoint
 from gateway.collect.opcua.facts import LIMITS, Facts, facts_of
-from gateway.collect.opcua.guarded import endpoint_of, structure
-from gateway.collect.opcua.security import make_policy
+from gateway.collect.opcua.guarded import Encoded, endpoint_of, structure
+from gateway.collect.opcua.probe import Offer
+from gateway.collect.opcua.security import NONE_URI, make_policy
 from gateway.collect.opcua.session import RENEW_MIN_S, Session
-from gateway.errors import ConfigError, TrustError
-from gateway.settings import OpcuaSource
+from gateway.collect.sources import Maker
+from gateway.errors import ConfigError, PlantError, TrustError
+from gateway.runtime import real
+from gateway.settings import OpcuaSource, TagRow
 
 SIGNATURES = {
     (UASocketProtocol, "__init__"): ["self", "timeout", "security_policy", "limits"],
@@ -140,6 +152,57 @@ def test_a_namespace_array_that_is_none_ends_no_process(space: object) -> None:
     facts = facts_of([space, "x", None, 0, -1, 10, "many"], 0, 1000)
     assert (facts.namespaces, facts.start_us, facts.skew_ns) == ((), 0, None)
     assert list(facts.limits.values()) == [1000, 1000, 10, 1000]
+
+
+async def test_a_server_that_answers_for_fewer_nodes_than_we_ask_to_know_how_many_is_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(SimpleNamespace(), "opc.tcp://127.0.0.1:1", 1000, resumed=False)  # type: ignore[arg-type]
+    asked: list[int] = []
+
+    async def answer(request: Encoded, context: str) -> bytes:
+        count = int.from_bytes(request.parameters[12:16], "little")
+        asked.append(count)
+        if count > 1:
+            raise ServiceFault(0x8010_0000, context)
+        header = nodeid_to_binary(ua.NodeId(READ_RESPONSE)) + bytes(8 + 4 + 4 + 1 + 4 + 3)
+        return header + (1).to_bytes(4, "little") + bytes([1, 7]) + (1).to_bytes(4, "little")  # one UInt32
+
+    monkeypatch.setattr(session, "_call", answer)
+    facts = await session.read_facts(lambda: 0)
+    assert asked == [7, *[1] * 7]
+    assert facts.limits["MaxNodesPerRead"] == 1
+
+
+def test_a_connection_that_nobody_answers_says_so() -> None:
+    with pytest.raises(PlantError, match="opc.tcp://127.0.0.1:1: no answer in time"), guarded.plant("opc.tcp://127.0.0.1:1"):
+        raise TimeoutError
+
+
+@pytest.mark.parametrize(("type_", "text"), [("i=11", "57927921.25"), ("i=10", "5.792792e+07")])
+def test_a_double_is_shown_to_its_last_digit(type_: str, text: str) -> None:
+    value, types = blank_items(1), blank_items(1)
+    value.kind[0], value.values.view("f8")[0] = Kind.DOUBLE, 57_927_921.25
+    types.kind[0] = Kind.TEXT
+    assert probe.show("i=1", value, replace(types, texts=(type_,)), 0, 0).value == text
+
+
+@pytest.mark.parametrize("sampling_ms", [float("nan"), float("inf"), -1.0])
+def test_a_sampling_interval_that_is_no_time_is_no_number_of_ours(sampling_ms: float) -> None:
+    assert check._keeps(CreatedItem(0, 1, sampling_ms, 5)) == (0.0, 0.005)
+
+
+def test_a_source_without_security_has_nothing_to_pin() -> None:
+    offered = Offer("opc.tcp://127.0.0.1:1", (Endpoint("", "", "", b"", 1, NONE_URI, ()),), b"", None)
+    lines = discover._describe(settings(security="None"), offered, Path("plc.der"))[1]
+    assert not any("does not offer" in line for line in lines)
+    assert "no certificate" in lines[-1]
+
+
+def test_a_source_with_an_address_that_is_none_is_not_made(tmp_path: Path) -> None:
+    rows = (TagRow("ok", "p/ok", "plc", "ns=2;s=a", line=2), TagRow("bad", "p/bad", "plc", "s8:Temp", line=3), TagRow("x", "p/x", "plc", "i=x", line=4))
+    maker = Maker(real(), tmp_path, GatewayClock(0, 0, 0, 0), Control(tmp_path))
+    plc = OpcuaSource("plc", ("opc.tcp://127.0.0.1:1",), security="None", waiver="test", tags=rows)
+    with pytest.raises(ConfigError, match="(?s)row 3, bad: address 's8:Temp'.*row 4, x: address 'i=x'"):
+        maker.rehearse([plc])
 
 
 def test_a_namespace_without_a_name_keeps_its_place() -> None:

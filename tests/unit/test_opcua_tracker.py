@@ -163,11 +163,17 @@ def test_addresses(text: str, node: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Temp", "x:Temp", "ns=2;Temp", "ns=2;i=abc", "i=4294967296", "ns=2;g=12", "ns=2;b=$$", "ns=999999;s=x", "ns=2;s="]
+    "text", ["", "Temp", "x:Temp", "ns=2;Temp", "ns=2;i=abc", "i=4294967296", "ns=2;g=12", "ns=2;b=$$", "ns=2;b=YQ", "ns=999999;s=x", "ns=65536;s=x", "ns=2;s="]
 )
 def test_wrong_addresses_say_what_is_wrong(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_address(text, ALIASES)
+
+
+def test_an_index_that_no_node_id_can_hold_is_no_index() -> None:
+    spaces = tuple(f"urn:{k}" for k in range(65_537))
+    assert parse_address("nsu=urn:65535;s=x", {}).node_id(spaces) == "ns=65535;s=x"
+    assert parse_address("nsu=urn:65536;s=x", {}).node_id(spaces) is None
 
 
 def test_address_without_namespace_is_namespace_zero() -> None:

@@ -55,6 +55,13 @@ def test_a_key_that_others_may_open_is_refused(tmp_path, mode: int) -> None:
         keys.load_signer(tmp_path / "data.key")
 
 
+def test_what_is_no_file_is_refused_and_holds_nobody_up(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(TrustError, match="is no file"):
+            keys.read_private_bytes(path)
+
+
 def test_other_files_are_no_keys(tmp_path) -> None:
     path = tmp_path / "x"
     for content in (b"", b"hello", b"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n", b"x" * 20_000):

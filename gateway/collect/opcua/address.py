@@ -7,14 +7,20 @@ s7:"Press7"."Temp"          alias of [source.x] namespaces, then a string identi
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.errors import ConfigError
+from gateway.findings import Finding, Level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gateway.settings import OpcuaSource
+
+NAMESPACES_MAX: Final = 2**16  # the index is a UInt16 (OPC 10000-6, 5.2.2.9)
 _NODE: Final = re.compile(r"(?:ns=(?P<index>\d{1,5});|nsu=(?P<uri>[^;]+);)?(?P<form>[isgb])=(?P<rest>.+)", re.DOTALL)
 _FORM: Final = {
     "i": re.compile(r"\d{1,10}"),
@@ -34,8 +40,8 @@ class Address(NamedTuple):
         """Return the NodeId text in a server with these namespaces, None if it does not have ours."""
         if isinstance(self.namespace, int):
             index = self.namespace
-        elif self.namespace in namespaces:
-            index = list(namespaces).index(self.namespace)
+        elif self.namespace in (within := namespaces[:NAMESPACES_MAX]):
+            index = within.index(self.namespace)
         else:
             return None
         return f"ns={index};{self.identifier}" if index else self.identifier
@@ -46,6 +52,8 @@ def parse_address(text: str, aliases: Mapping[str, str]) -> Address:
     found = _NODE.fullmatch(text)
     if found:
         namespace: int | str = found["uri"] or int(found["index"] or 0)
+        if isinstance(namespace, int) and namespace >= NAMESPACES_MAX:
+            raise ConfigError(f"address {text!r}: no server has a namespace {namespace}", "Copy the NodeId from `ebbgate browse`.")
         return Address(namespace, _identifier(text, found["form"], found["rest"]))
     alias, colon, rest = text.partition(":")
     if not colon or alias not in aliases:
@@ -61,6 +69,26 @@ def parse_address(text: str, aliases: Mapping[str, str]) -> Address:
 
 
 def _identifier(text: str, form: str, rest: str) -> str:
-    if not _FORM[form].fullmatch(rest) or (form == "i" and int(rest) >= 2**32):
+    if not _FORM[form].fullmatch(rest) or (form == "i" and int(rest) >= 2**32) or (form == "b" and not _is_base64(rest)):
         raise ConfigError(f"address {text!r}: {rest!r} is no identifier of form {form}=", "Copy the NodeId from `ebbgate browse`.")
     return f"{form}={rest}"
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return False
+    return True
+
+
+def wrong_addresses(settings: OpcuaSource) -> list[Finding]:
+    """Return one finding for each tag whose address is none."""
+    findings = []
+    for tag in settings.tags:
+        try:
+            parse_address(tag.address, settings.namespaces)
+        except ConfigError as error:
+            where = f"row {tag.line}, {tag.id}" if tag.line else tag.id
+            findings.append(Finding(Level.REFUSED, where, error.message, error.remedy))
+    return findings

@@ -15,6 +15,8 @@ from gateway.collect.opcua.address import parse_address
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.probe import TYPE_NAMES, contact, no_namespace, show
 from gateway.collect.opcua.session import DATA_TYPE, USER_ACCESS_LEVEL, VALUE
+from gateway.collect.status import describe
+from gateway.errors import PlantError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +34,9 @@ DEPTH_MAX: Final = 20
 SEEN_PER_NODE: Final = 10  # references followed for each variable wanted: folders, properties, methods
 PAGES_MAX: Final = 10_000  # BrowseNext for one node; then it gives no end
 NAME_CHARS_MAX: Final = 200  # of one step of a path
-_BROWSE_NAME, _DESCRIPTION, _ARRAY_DIMENSIONS, _MINIMUM_SAMPLING = 3, 5, 16, 19  # attribute ids (OPC 10000-6, A.1)
+_NODE_CLASS, _BROWSE_NAME, _DESCRIPTION, _ARRAY_DIMENSIONS, _MINIMUM_SAMPLING = 2, 3, 5, 16, 19  # attribute ids (OPC 10000-6, A.1)
 ATTRIBUTES: Final = (VALUE, DATA_TYPE, USER_ACCESS_LEVEL, _DESCRIPTION, _MINIMUM_SAMPLING, _ARRAY_DIMENSIONS)  # read of each variable
+_BAD: Final = 31  # bit of a StatusCode that means Bad
 _READ: Final = 0b01  # CurrentRead bit of UserAccessLevel
 _OBJECT, _VARIABLE = 1, 2
 _HAS_PROPERTY: Final = "i=46"
@@ -94,6 +97,9 @@ async def browse(
             start = place.node_id(session.facts.namespaces)
         if start is None:
             raise no_namespace(root, session)
+        said = int((await session.read([start], _NODE_CLASS)).quality[0])
+        if said >> _BAD:
+            raise PlantError(f"{start}: the server answered {describe(said)}", "Begin at a node that it has: without --root at Objects.")
         found = Found(session.facts.namespaces)
         await _walk(session, start, found, min(depth, DEPTH_MAX), min(most, NODES_LIMIT), progress)
         if attributes and found.variables:

@@ -7,9 +7,10 @@ security) tells what a server offers; its URLs are never followed: the configure
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from buffer.errors import CorruptError
+from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.certificate import check_trusted, split_chain
 from gateway.collect.opcua.endpoints import explain_refusal, parse_endpoints
 from gateway.collect.opcua.guarded import GuardedClient, endpoint_of, plain_bytes, plant, ua
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from gateway.collect.opcua.throttle import Throttle
     from gateway.errors import EbbgateError
     from gateway.settings import OpcuaSource
+
+_POLICY_REJECTED: Final = 0x8055_0000  # BadSecurityPolicyRejected
 
 
 def abort(client: GuardedClient) -> None:
@@ -101,5 +104,10 @@ async def discover(settings: OpcuaSource, url: str, throttle: Throttle) -> tuple
         with plant(url):
             await client.open_secure_channel()
             return parse_endpoints(plain_bytes(await client.uaclient._send_request(request)))
+    except ServiceFault as fault:
+        if fault.status != _POLICY_REJECTED:
+            raise
+        message = f"{url}: the server shows its certificate and what it offers to nobody who comes without security"
+        raise PlantError(message, "Export its certificate there, as DER or PEM, and put it where server_certificate says.") from fault
     finally:
         abort(client)

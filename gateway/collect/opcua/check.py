@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from buffer.errors import CorruptError
 from buffer.types import Kind
 from gateway.collect.locks import SourceBusy
 from gateway.collect.opcua import certificate, subscribe
-from gateway.collect.opcua.address import parse_address
+from gateway.collect.opcua.address import parse_address, wrong_addresses
 from gateway.collect.opcua.arrays import length_of, one_per_item, pick
 from gateway.collect.opcua.guarded import endpoint_of
 from gateway.collect.opcua.probe import TYPE_NAMES, WRITE, contact, show
@@ -54,8 +55,8 @@ async def check(
             endpoint_of(url)
         check_files(settings)
     except (ConfigError, TrustError) as error:
-        return (Finding(Level.REFUSED, where, error.message, error.remedy), *_wrong_addresses(settings))
-    findings = [*_wrong_addresses(settings), *_costs(settings), *_security(settings)]
+        return (Finding(Level.REFUSED, where, error.message, error.remedy), *wrong_addresses(settings))
+    findings = [*wrong_addresses(settings), *_costs(settings), *_security(settings)]
     if contact and not any(one.level is Level.REFUSED for one in findings):
         findings += await _contact(settings, runtime, directory, live)
     return tuple(findings)
@@ -93,16 +94,6 @@ def _security(settings: OpcuaSource) -> list[Finding]:
         if known.key_bits < certificate.KEY_BITS_MIN:
             what = f"the server's key has {known.key_bits} bits, fewer than {certificate.KEY_BITS_MIN}"
             findings.append(Finding(Level.WARNING, where, what, "Have the server make a certificate with RSA 2048."))
-    return findings
-
-
-def _wrong_addresses(settings: OpcuaSource) -> list[Finding]:
-    findings = []
-    for tag in settings.tags:
-        try:
-            parse_address(tag.address, settings.namespaces)
-        except ConfigError as error:
-            findings.append(Finding(Level.REFUSED, _row(tag), error.message, error.remedy))
     return findings
 
 
@@ -234,7 +225,8 @@ def _keeps(made: CreatedItem) -> tuple[float, float]:
     """Return seconds between samples, and seconds of an outage that the server's queue bridges if every sample differs."""
     if made.status >> _BAD:
         return 0.0, 0.0
-    return made.sampling_ms / 1000, made.queue * max(made.sampling_ms, 1.0) / 1000
+    sampling_ms = made.sampling_ms if 0 <= made.sampling_ms < math.inf else 0.0  # what no time can be
+    return sampling_ms / 1000, made.queue * max(sampling_ms, 1.0) / 1000
 
 
 def _revised(settings: OpcuaSource, tags: list[TagRow], made: list[CreatedItem], revised_ms: float) -> list[Finding]:

@@ -7,7 +7,8 @@
 A server is believed as little as the standard allows. Values outside of what is owed are dropped (bounding values), as are those that say
 that there is no bound, and equal values of one time. A server that gives as many values as were asked for has more to give, whatever it
 says. Where a node has more to come, the chunk is complete up to the first such end, and asked again from there. A node whose values do not
-come in order of time, or that has more than one answer holds of one instant, cannot be paged: it counts as not served.
+come in order of time, or that has more than one answer holds of one instant, cannot be paged: it counts as not served. So does one that has
+several values of the very time of our last or first reading: which of them came live nobody can tell, and none of them is taken.
 """
 
 from __future__ import annotations
@@ -157,9 +158,9 @@ def remaining(
 ) -> tuple[list[Chunk], int]:
     """Return the chunks still to ask, and how many debts were not served so far."""
     first, last, cursor, unserved = _PROGRESS.unpack(progress) if len(progress) == PROGRESS_BYTES else (0, 0, NO_TIME, 0)
-    begun = [debt for debt in debts if first <= debt.place <= last and debt.before_ns > cursor]
+    begun = [debt for debt in debts if first <= debt.place <= last]  # whole: what it says of itself later covers those that are paid, too
     rest = [debt for debt in debts if debt.place > last]
-    chunks = [Chunk(begun, cursor)] if begun else []
+    chunks = [Chunk(begun, cursor)] if any(debt.before_ns > cursor for debt in begun) else []
     return chunks + [Chunk(part) for part in parts(rest, size)], unserved
 
 
@@ -225,8 +226,11 @@ def _judge(chunk: Chunk, debt: Debt, one: History, cursor_ns: int, most: int, en
     ts = one.items.source_ns
     if one.status >> _BAD and one.status not in _NOTHING_THERE:
         chunk.unserved.add(debt.place)
-    if np.any((ts <= debt.reached_ns) & (ts != NO_TIME) & ~np.isin(one.items.quality, _NO_BOUND)):
+    there = (ts != NO_TIME) & ~np.isin(one.items.quality, _NO_BOUND)
+    if np.any((ts <= debt.reached_ns) & there):
         chunk.reached.add(debt.place)
+    if debt.wish is None and any(_differ(one.items, np.flatnonzero((ts == edge_ns) & there)) for edge_ns in (debt.after_ns, debt.before_ns)):
+        chunk.unserved.add(debt.place)
     if not one.point and len(ts) < most:
         return
     inside = ts[ts >= cursor_ns]
@@ -237,6 +241,10 @@ def _judge(chunk: Chunk, debt: Debt, one: History, cursor_ns: int, most: int, en
     else:
         chunk.unserved.add(debt.place)
         ends.append(cursor_ns + 1)
+
+
+def _differ(items: Items, which: NDArray[np.int64]) -> bool:
+    return len(which) > 1 and len(_first_of_equal(items, which)) > 1
 
 
 def _first_of_equal(items: Items, which: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -191,14 +191,20 @@ class Feed:
         return self._placed
 
     def lived(self, skew_ns: int | None) -> None:
-        """Note that the subscription lives now. skew_ns: the server's clock minus ours."""
+        """Note that the subscription lives now. skew_ns: the server's clock minus ours; a clock that is wrong settles nothing."""
         until_ns = self.now()[0] + EDGE_NS
-        self._lived_ns, self._until_ns = until_ns + LATE_NS, until_ns + (skew_ns or 0)
+        wrong = skew_ns is not None and abs(skew_ns) > self.settings.clock.max_skew_ns
+        self._lived_ns, self._until_ns = until_ns + LATE_NS, NO_TIME if wrong else until_ns + (skew_ns or 0)
 
     @property
     def events_level(self) -> bool:
         """Whether what came live of the time when the subscription lived has come: the history before it can be told from it."""
         return self._level_ns >= self._lived_ns
+
+    @property
+    def events_placed(self) -> bool:
+        """Whether the server's clock was right when the subscription lived: else nobody knows up to when its events have come."""
+        return self._until_ns != NO_TIME
 
     def event_times(self, gap: Gap, skew_ns: int) -> Times:
         """Return between which times the events of a gap are to be looked for."""
@@ -211,7 +217,7 @@ class Feed:
 
     async def begin_events(self) -> None:
         """From the first subscription on events are owed, also of a notifier that never spoke."""
-        if len(self._event_tags) and self.settled_ns == NO_TIME and self.events_level:
+        if len(self._event_tags) and self.settled_ns == NO_TIME and self.events_placed and self.events_level:
             await self.committer.submit(Batch(self.name, empty_columns(), self.settle(self._until_ns)))
 
     # ---- gaps ----

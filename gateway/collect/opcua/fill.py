@@ -99,7 +99,7 @@ class _Fill:
         settings, skew = self._feed.settings, self._session.facts.skew_ns
         if settings.history_fill_ns <= 0:
             await self._close(GapStep.UNFILLABLE, "history_fill is 0")
-        elif skew is None or abs(skew) > settings.clock.max_skew_ns:
+        elif skew is None or abs(skew) > settings.clock.max_skew_ns or (self._head and not self._feed.events_placed):
             await self._close(GapStep.UNFILLABLE, "the server's clock is wrong: its history cannot be placed")
         elif self._feed.fill_losses.get(self._gap.id, 0) >= LOST_MAX:
             await self._close(GapStep.UNFILLABLE, f"the connection was lost {LOST_MAX} times while history was asked for")

@@ -350,7 +350,7 @@ def plant(context: str) -> Iterator[None]:
         raise PlantError(f"{context}: nothing listens at this port", remedy) from error
     except (TimeoutError, OSError) as error:
         remedy = "Check address, cable, routing and firewalls: this box must reach the server's port."
-        raise PlantError(f"{context}: {error.strerror or error or 'no answer in time'}", remedy) from error
+        raise PlantError(f"{context}: {error.strerror or str(error) or 'no answer in time'}", remedy) from error
     except (EbbgateError, StoreError):
         raise
     except Exception as error:  # hostile or broken bytes make asyncua raise anything: ValueError, struct.error, AssertionError, ...

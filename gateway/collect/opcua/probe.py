@@ -184,7 +184,8 @@ def show(node: str, items: Items, types: Items, row: int, now_ns: int) -> Shown:
     value, source_ns = items.value(row), int(items.source_ns[row])
     kind = Kind(int(items.kind[row])).name.lower()
     type_ = TYPE_NAMES.get(str(types.value(row)), str(types.value(row) or kind))
-    text = "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+    digits = 7 if type_ == "Float" else 15  # what the type holds: a count in a Double is shown to its last digit
+    text = "" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
     age_s = None if source_ns == NO_TIME else (now_ns - source_ns) / 1e9
     return Shown(node, node, text, type_, int(items.quality[row]), age_s, None)
 

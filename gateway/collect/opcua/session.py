@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +44,7 @@ LOGIN_REFUSED: Final = frozenset({0x801F_0000, 0x8020_0000, 0x8021_0000, 0x8057_
 _NO_VERDICT: Final = frozenset({0x8007_0000, 0x8008_0000, 0x8080_0000, 0x80B8_0000, 0x80B9_0000})
 SESSION_GONE: Final = frozenset({0x8025_0000, 0x8026_0000})  # BadSessionIdInvalid, BadSessionClosed
 RENEW_MIN_S: Final = 1.0  # a server that grants keys no life would have us renew them without a pause
+_TOO_MANY_OPERATIONS: Final = 0x8010_0000
 HISTORY_TIMEOUT_S: Final = 4.0  # the load contract makes us rest after it, and live readings must not wait longer than the server's queues last
 VALUE, DATA_TYPE, USER_ACCESS_LEVEL = 13, 14, 18  # attribute ids (OPC 10000-6, A.1)
 
@@ -163,7 +164,13 @@ class Session:
         names = [f"Server_ServerCapabilities_OperationLimits_{name}" for name in LIMITS]
         nodes = [f"i={number}" for number in (*FACTS, *(getattr(ua.ObjectIds, name) for name in names))]
         before = wall_ns()
-        items = await self.read(nodes, VALUE)
+        try:
+            items = await self.read(nodes, VALUE)
+        except ServiceFault as fault:
+            if fault.status != _TOO_MANY_OPERATIONS:
+                raise
+            self.facts = replace(self.facts, limits=dict(self.facts.limits, MaxNodesPerRead=1))  # less than we ask for to know how many
+            before, items = wall_ns(), await self.read(nodes, VALUE)
         middle = (before + wall_ns()) // 2
         self.facts = facts_of([items.value(row) for row in range(len(nodes))], middle, self._items_max)
         return self.facts

@@ -19,6 +19,7 @@ from buffer.notice import NoticeKind
 from buffer.storage import publish_file
 from buffer.types import BAD_NO_COMMUNICATION, BAD_OUT_OF_SERVICE
 from gateway.collect.load import Budget
+from gateway.collect.opcua.address import wrong_addresses
 from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.byhand import Hand
 from gateway.collect.opcua.feed import Feed
@@ -29,7 +30,7 @@ from gateway.collect.opcua.security import check_files, secret_of
 from gateway.collect.opcua.session import LOGIN_REFUSED, Resume, Session
 from gateway.collect.opcua.state import STATE_BYTES_MAX, SourceState, parse_state
 from gateway.collect.opcua.throttle import Throttle
-from gateway.errors import PlantError, TrustError
+from gateway.errors import ConfigError, PlantError, TrustError
 from gateway.runtime import full_jitter
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class OpcuaSource:
         for url in settings.urls:
             endpoint_of(url)
         check_files(settings)
+        wrong = wrong_addresses(settings)
+        if wrong:
+            raise ConfigError(f"source.{settings.name}:\n    " + "\n    ".join(f"{f.where}: {f.what}" for f in wrong), "Correct tags.csv.")
         self.name = settings.name
         self._settings = settings
         self._runtime = runtime
@@ -156,8 +160,7 @@ class OpcuaSource:
             self._check_pause()
             self._check_login()
             self._check_session()
-            link = await self._connect()
-            await self._until_paused(link)
+            await self._until_paused()
         except _Paused:
             await self._pause()
         except _NotYet as wait:
@@ -169,22 +172,31 @@ class OpcuaSource:
         except (PlantError, TrustError, CorruptError) as error:
             await self._failed(error)
 
-    async def _until_paused(self, link: Link) -> None:
-        """Let the link work; leave it when it fails or somebody asks for a pause."""
+    async def _until_paused(self) -> None:
+        """Connect and let the link work; leave when it fails or somebody asks for a pause, which thousands of items to be made do not delay."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_pause())
+                link = await self._connect()
                 tasks.create_task(link.run())
                 tasks.create_task(self._poll())
                 tasks.create_task(self._watch_level())
         except BaseExceptionGroup as group:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # a TaskGroup that is failing already forgets it (Python 3.11, 3.12)
+                raise asyncio.CancelledError from None
             raise first_error(group) from None
 
-    async def _poll(self) -> None:
-        """Beside the link: pauses, the life bit, what must survive a restart."""
-        saved_ns = self._runtime.monotonic_ns()
+    async def _watch_pause(self) -> None:
         while True:
             await self._runtime.sleep(POLL_S)
             self._check_pause()
+
+    async def _poll(self) -> None:
+        """Beside the link: the life bit, what must survive a restart."""
+        saved_ns = self._runtime.monotonic_ns()
+        while True:
+            await self._runtime.sleep(POLL_S)
             self._check_alive()
             now = self._runtime.monotonic_ns()
             result = self._feed.hand.lasting or self._state.hand

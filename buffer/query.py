@@ -301,10 +301,22 @@ def _rows(connection: duckdb.DuckDBPyConnection, sql: str, rows_max: int) -> Ite
     yield {"truncated": count > rows_max}
 
 
+def _bare(sql: str) -> str:
+    """Return a statement without the semicolons, and the comments, that may stand behind it."""
+    import duckdb
+
+    data = sql.encode()
+    for at, kind in reversed(duckdb.tokenize(sql)):  # places in bytes
+        if data[at : at + 1] == b";":
+            data = data[:at]
+        elif kind != duckdb.token_type.comment:
+            break
+    return data.decode()
+
+
 def _copy(connection: duckdb.DuckDBPyConnection, sql: str, scratch: Path, form: str) -> Iterator[Any]:
     """Write one checked SELECT into the scratch directory. The text was parsed as a statement of its own before."""
-    inner = sql.strip().rstrip(";")
-    done = connection.execute(f"COPY (\n{inner}\n) TO {sql_text(str(scratch / RESULT))} ({FORMS[form]})").fetchone()
+    done = connection.execute(f"COPY (\n{_bare(sql)}\n) TO {sql_text(str(scratch / RESULT))} ({FORMS[form]})").fetchone()
     yield {"rows": int(done[0]) if done else 0}
 
 

@@ -431,3 +431,9 @@ def test_texts_from_a_plant_cannot_become_sql(tmp_path):
     Store(tmp_path / "it's a ring" / "g.main", table=table).add(some(0, 2)).seal()
     assert rows(tmp_path / "it's a ring", "SELECT count(*) FROM readings") == [[2]]
     assert rows(tmp_path / "it's a ring", "SELECT path, states FROM tags") == [["x'); DROP VIEW readings; --", json.dumps({"1": "it's"})]]
+
+
+@pytest.mark.parametrize("end", [";", " ; -- é; x", "; /* ; */ ;", " -- no semicolon", ""])
+def test_what_stands_behind_a_statement_goes_into_no_file(ring, tmp_path, end):
+    assert query.write_query(ring, "SELECT 'é;' AS x" + end, tmp_path / "x.csv") == (1, ())
+    assert (tmp_path / "x.csv").read_text() == "x\né;\n"

@@ -15,6 +15,7 @@ from gateway.errors import ConfigError
 from gateway.units import parse_moment
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -115,11 +116,13 @@ def describe(f: dict[str, Any]) -> list[str]:
 
 
 def export_sql(begin: str, end: str, tags: Sequence[str], *, csv: bool) -> str:
-    """Return the SELECT of an export; raise ConfigError for a time that is none. csv: texts that a spreadsheet would run are quoted."""
+    """Return the SELECT of an export; raise ConfigError for times that hold nothing. csv: texts that a spreadsheet would run are quoted."""
     where = []
+    if begin and end and _moment(begin) >= _moment(end):
+        raise ConfigError("no time lies between --from and --to", "--from is the first moment, --to the first that is not wanted any more.")
     for text, sign in ((begin, ">="), (end, "<")):
         if text:
-            where.append(f"ts {sign} TIMESTAMPTZ {sql_text(_time(text))}")
+            where.append(f"ts {sign} TIMESTAMPTZ {sql_text(_moment(text).isoformat())}")
     if tags:
         where.append("(" + " OR ".join(f"tag GLOB {sql_text(tag)}" for tag in tags) + ")")
     columns = "*" if not csv else f"* REPLACE (CASE WHEN {_FORMULA} THEN '''' || value_string ELSE value_string END AS value_string)"
@@ -127,8 +130,15 @@ def export_sql(begin: str, end: str, tags: Sequence[str], *, csv: bool) -> str:
     return f"SELECT {columns} FROM readings {condition}ORDER BY stream, tag, ts, ts_ns, generation, seq"  # noqa: S608 -- quoted by sql_text
 
 
-def _time(text: str) -> str:
+def unknown_sql(tags: Sequence[str]) -> str:
+    """Return the SELECT of those patterns that no tag of the ring fits; none where the ring has no tag table."""
+    patterns = ", ".join(f"({sql_text(tag)})" for tag in tags)
+    return f"""SELECT pattern FROM (VALUES {patterns}) AS asked(pattern)
+        WHERE EXISTS (FROM tags) AND NOT EXISTS (SELECT 1 FROM tags WHERE tag GLOB pattern)"""  # noqa: S608 -- quoted by sql_text
+
+
+def _moment(text: str) -> datetime.datetime:
     try:
-        return parse_moment(text).isoformat()
+        return parse_moment(text)
     except ValueError as error:
         raise ConfigError(str(error)) from None

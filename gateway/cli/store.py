@@ -110,8 +110,23 @@ def ring_export(config: Path, begin: str, end: str, tags: tuple[str, ...], outpu
     from gateway.ringfacts import export_sql
 
     settings = load_gateway(config, pinned=False)
-    rows, missing = _write(settings.ring.path, export_sql(begin, end, tags, csv=output.suffix.lower() == ".csv"), output)
+    sql = export_sql(begin, end, tags, csv=output.suffix.lower() == ".csv")
+    _expect_tags(settings.ring.path, tags)
+    rows, missing = _write(settings.ring.path, sql, output)
     emit({"rows": rows, "file": str(output), "missing": missing}, as_json, [f"{output}: {rows:,} readings"])
+
+
+def _expect_tags(ring: Path, tags: tuple[str, ...]) -> None:
+    """Raise ConfigError for a tag that this ring never had: an export without it would look whole."""
+    from buffer.query import run_query
+    from gateway.ringfacts import unknown_sql
+
+    if tags:
+        with _query_errors():
+            unknown = [str(row[0]) for row in run_query(ring, unknown_sql(tags)).rows]
+        if unknown:
+            remedy = '`ebbgate query "SELECT tag, path FROM tags"` shows those it has.'
+            raise ConfigError(f"no tag of this ring is called {', '.join(unknown)}", remedy)
 
 
 def _write(ring: Path, sql: str, output: Path) -> tuple[int, tuple[str, ...]]:

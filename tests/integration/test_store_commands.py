@@ -65,6 +65,11 @@ def test_export_by_time_and_tag_to_parquet_and_csv(site, config, tmp_path):
     assert len(rows) == sum(tag == "a" and ts.timestamp() < 10**9 + 0.5 for tag, ts in zip(table["tag"].to_pylist(), table["ts"].to_pylist(), strict=True))
     assert "not a time" in ebbgate("ring", "export", "--config", config, "--from", "yesterday", "-o", tmp_path / "x.csv", code=2)
     assert ".parquet or .csv" in ebbgate("ring", "export", "--config", config, "-o", tmp_path / "x.xlsx", code=2)
+    turned = ("--from", "2026-11-23", "--to", "2026-11-23T00:00:00.000+00:00")
+    assert "no time lies between" in ebbgate("ring", "export", "--config", config, *turned, "-o", tmp_path / "x.csv", code=2)
+    mistyped = ("--tag", "a", "--tag", "no'such*")
+    assert "is called no'such*\n" in ebbgate("ring", "export", "--config", config, *mistyped, "-o", tmp_path / "x.csv", code=2)
+    assert not (tmp_path / "x.csv").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all.parquet", "one.csv"], "nothing is left behind"
 
 

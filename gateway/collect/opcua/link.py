@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from buffer.errors import CorruptError
 from buffer.notice import NoticeKind
@@ -23,7 +23,7 @@ from gateway.collect.opcua.tracker import position_number
 from gateway.errors import PlantError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from gateway.collect.opcua.answers import PublishAnswer
     from gateway.collect.opcua.feed import Feed
@@ -137,19 +137,14 @@ class Link:
     # ---- at work ----
 
     async def run(self) -> None:
-        """Work until the connection is lost: raises PlantError, TrustError or what the ring raises, in an ExceptionGroup."""
+        """Work until the connection is lost: raises PlantError, TrustError or what the ring raises."""
         feed = self._feed
         feed.committer.eased = self._publisher.eased
         feed.heard_ns = self._published_ns = feed.runtime.monotonic_ns()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publisher.keep_asking())
-            tasks.create_task(self._consume())
-            tasks.create_task(self._watch_life())
-            tasks.create_task(self._tick())
-            tasks.create_task(self._renew())
-            tasks.create_task(fill(self._session, feed))
-            if not feed.alarms_told:
-                tasks.create_task(self._read_alarms())
+        alarms = () if feed.alarms_told else (self._read_alarms(),)
+        await together(
+            self._publisher.keep_asking(), self._consume(), self._watch_life(), self._tick(), self._renew(), fill(self._session, feed), *alarms
+        )  # fmt: skip
 
     async def _renew(self) -> None:
         while True:
@@ -311,9 +306,27 @@ class Link:
             await self._create_items(tuple(self._refused))
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error that ended a link: one of the plant only if there is no other."""
-    flat: list[BaseException] = []
-    for error in group.exceptions:
-        flat.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
-    return min(flat, key=lambda error: isinstance(error, PlantError | CorruptError))
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run these side by side until one fails or all ended; end the others and raise what failed: an error of the plant only if there is no other.
+
+    No TaskGroup: one that is failing forgets a stop that comes just then, and counts its own as one (Python 3.11, 3.12).
+    """
+    tasks = [asyncio.ensure_future(one) for one in work]
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def look(task: asyncio.Task[None]) -> None:
+        failed = not task.cancelled() and task.exception() is not None
+        if not over.done() and (failed or all(one.done() for one in tasks)):
+            over.set_result(None)
+
+    for task in tasks:
+        task.add_done_callback(look)
+    try:
+        await over
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [one for one in ended if isinstance(one, BaseException) and not isinstance(one, asyncio.CancelledError)]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, PlantError | CorruptError))

@@ -24,7 +24,7 @@ from gateway.collect.opcua.answers import ServiceFault
 from gateway.collect.opcua.byhand import Hand
 from gateway.collect.opcua.feed import Feed
 from gateway.collect.opcua.guarded import SESSION_TIMEOUT_S, endpoint_of, structure
-from gateway.collect.opcua.link import Link, SubscriptionLost, first_error
+from gateway.collect.opcua.link import Link, SubscriptionLost, together
 from gateway.collect.opcua.redundancy import LOOK_EVERY_S, Urls
 from gateway.collect.opcua.security import check_files, secret_of
 from gateway.collect.opcua.session import LOGIN_REFUSED, Resume, Session
@@ -174,18 +174,11 @@ class OpcuaSource:
 
     async def _until_paused(self) -> None:
         """Connect and let the link work; leave when it fails or somebody asks for a pause, which thousands of items to be made do not delay."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._watch_pause())
-                link = await self._connect()
-                tasks.create_task(link.run())
-                tasks.create_task(self._poll())
-                tasks.create_task(self._watch_level())
-        except BaseExceptionGroup as group:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # a TaskGroup that is failing already forgets it (Python 3.11, 3.12)
-                raise asyncio.CancelledError from None
-            raise first_error(group) from None
+        await together(self._watch_pause(), self._connected())
+
+    async def _connected(self) -> None:
+        link = await self._connect()
+        await together(link.run(), self._poll(), self._watch_level())
 
     async def _watch_pause(self) -> None:
         while True:

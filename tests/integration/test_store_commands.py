@@ -182,7 +182,11 @@ def test_a_query_ends_with_whoever_asked_and_leaves_nothing(config, tmp_path, nu
     sql = "SELECT count(*) FROM range(100000000) a, range(100000000) b WHERE hash(a.range, b.range) = 7"
     command = [sys.executable, "-m", "gateway.cli", "query", sql, "--config", str(config), *more]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
-    asked = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell hears none, nor would its child
+    try:
+        asked = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     try:
         (child,) = wait_for(lambda: children(asked.pid))
         wait_for(lambda: len(list(Path(f"/proc/{child}/task").iterdir())) > 1)  # DuckDB is there

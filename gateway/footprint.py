@@ -11,16 +11,22 @@ import contextlib
 import ctypes
 import gc
 import os
+from functools import cache
 from typing import Final
 
 _M_ARENA_MAX: Final = -8  # mallopt(3): each thread would else keep a heap of its own
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # each is a class of its own, in cycles
 
 
 def one_heap() -> None:
     """Have all threads share one heap, Arrow's too. Call before threads start and before pyarrow is imported."""
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        _libc().mallopt(_M_ARENA_MAX, 1)
 
 
 def give_back() -> None:
@@ -48,4 +54,4 @@ def sweep() -> None:
 def trim() -> None:
     """Return what is free to the system: once a minute. glibc gives back by itself only what lies at the end of its heap."""
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _libc().malloc_trim(0)

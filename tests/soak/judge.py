@@ -1,7 +1,8 @@
 """Does the memory of a process rise? From samples over minutes to a slope with its uncertainty, and a verdict. Pure.
 
-What is sampled is memory that no file backs (pages of libraries come and go with what else a machine does). Of each minute the least counts:
-what is held when a piece of work is done; deliver takes a hundred MiB for each. The slope is Theil and Sen's, the median over all pairs of
+What is sampled is memory that no file backs (pages of libraries come and go with what else a machine does). Of each minute the lower quartile
+counts: what is held when a piece of work is done (deliver takes a hundred MiB for each), but not the moment behind a trim, once a minute, in
+which a process has given back what it takes again at once. The slope is Theil and Sen's, the median over all pairs of
 minutes, with the interval of Kendall, 90 %. One step of STEP_MIN to STEP_MAX from a minute to the next (one more thread, a buffer that found its
 size) is no slope: pairs across it do not count. A second one does.
 
@@ -34,16 +35,16 @@ class Slope(NamedTuple):
 
 
 def held(points: list[Point]) -> list[Point]:
-    """Return the least of each minute; a minute that was cut off at either end is left out."""
+    """Return the lower quartile of each minute; a minute that was cut off at either end is left out."""
     minutes: dict[int, list[Point]] = {}
     for x, y in points:
         minutes.setdefault(int(x * 60), []).append((x, y))
     whole = max((len(some) for some in minutes.values()), default=0)
-    return [min(some, key=lambda point: point[1]) for some in minutes.values() if 2 * len(some) > whole]
+    return [sorted(some, key=lambda point: point[1])[len(some) // 4] for some in minutes.values() if 2 * len(some) > whole]
 
 
 def slope(points: list[Point]) -> Slope | None:
-    """Return the slope through the least of each minute, None for too few."""
+    """Return the slope through these minutes, None for too few."""
     n = len(points)
     if n < MINUTES_MIN:
         return None

@@ -1,6 +1,6 @@
 """python -m tests.soak.run --minutes 30 --rate 20000: real processes against Modbus devices, kills and cuts; the last line is JSON.
 
-collect, upload, receive and deliver run as on a site, under a supervisor, over TLS and a link that is cut. In the first third one of them is
+collect, upload, receive and deliver run as on a site, under a supervisor, over TLS and a link that is cut. In the first quarter one of them is
 killed (SIGKILL) every now and then; after it the link alone is cut, and in the second half the memory of every process is followed
 (tests.soak.judge). The lake is written every second, not every half minute: what a piece of work leaves behind shows thirty times as soon, and
 so does the end of what a young heap takes. Every value can be told from all others (tests.soak.device): in the lake each tag must rise by one
@@ -43,7 +43,7 @@ BLOCK_TAGS = REGISTERS * REQUESTS
 CONTRACT = 15  # requests a second
 DRAIN_S = 240.0
 NEAR_S = 20.0  # a kill, the start after it, and the first poll
-KILLS_UNTIL = 1 / 3  # of the time
+KILLS_UNTIL = 1 / 4  # of the time
 CALM_FROM = 0.5  # memory is followed from here on
 WARM_S = 300.0  # and only of processes that are that old: heaps and caches find their size
 PAGE_MIB = 4096 / 2**20

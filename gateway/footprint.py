@@ -52,6 +52,6 @@ def sweep() -> None:
 
 
 def trim() -> None:
-    """Return what is free to the system: once a minute. glibc gives back by itself only what lies at the end of its heap."""
+    """Return what is free to the system. glibc gives back by itself only what lies at the end of its heap."""
     with contextlib.suppress(AttributeError, OSError):
         _libc().malloc_trim(0)

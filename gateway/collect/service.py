@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 
 RELEASED_NS: Final = 1_790_000_000 * 10**9  # a clock before this release is wrong: readings are flagged until it is set
 CONTROL_LOOK_S: Final = 0.1
-TRIM_TICKS: Final = 60  # a second each
+TRIM_AFTER_NS: Final = 60 * 10**9  # behind a start and a change: what they took goes back when the sources are at work
 CERTIFICATE_NS: Final = 3_600 * 10**9  # a load certificate per source and hour
 
 log = logging.getLogger(__name__)
@@ -69,6 +68,7 @@ class Collector:
     scrubber: Scrubber
     certified_ns: int = 0  # monotonic: when the last load certificates were written
     status_fault: str = ""
+    trim_ns: int = 0  # monotonic: when free memory goes back to the system, 0 for not
 
     # ---- loops beside the sources ----
 
@@ -85,7 +85,7 @@ class Collector:
 
     async def watch(self) -> None:
         """Turn events of the ring into notices, publish status, feed the watchdog."""
-        for tick in itertools.count(1):
+        while True:
             events, self.ring.counters.events = self.ring.counters.events, []
             for event in events:
                 self.writer.notice(NoticeKind.RING, "", event=event)
@@ -94,7 +94,8 @@ class Collector:
                 self.writer.notice(NoticeKind.CLOCK, "", event=said.event, offset_ns=said.offset_ns)
             self._certify()
             await self._publish_status()
-            if tick % TRIM_TICKS == 0:
+            if self.trim_ns and self.runtime.monotonic_ns() >= self.trim_ns:
+                self.trim_ns = 0
                 footprint.trim()
             notify("WATCHDOG=1")
             await self.runtime.sleep(1.0)
@@ -127,7 +128,12 @@ class Collector:
             await asked.wait()
             asked.clear()
             await self.reloader.apply(self.crew, self.maker)
-            footprint.give_back()
+            self.settle()
+
+    def settle(self) -> None:
+        """Give back what a start or a change took: now, and once more when the sources are at work again."""
+        footprint.give_back()
+        self.trim_ns = self.runtime.monotonic_ns() + TRIM_AFTER_NS
 
     def _sources(self) -> dict[str, Any]:
         return {name: getattr(source, "status", dict)() for name, source in self.crew.sources.items()}
@@ -194,7 +200,7 @@ async def run(
         ]
         collector.writer.notice(NoticeKind.COLLECT, "", event="started", release=__version__, generation=format_generation(collector.ring.generation))
         log.info("collect is ready", extra={"data": {"stream": settings.stream, "sources": list(collector.crew.sources)}})
-        footprint.give_back()
+        collector.settle()
         notify("READY=1")
         await asyncio.gather(asyncio.shield(commit), collector.crew.broken, *loops)  # what ends by itself is a defect of ours: be started again
     finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from buffer import layout
 from buffer.errors import CorruptError
 from buffer.intervals import Intervals
+from buffer.last import decode_last
 from buffer.reader import RingReader
 from buffer.storage import PosixReadStorage
 from gateway.completeness import account, ledger_lines
@@ -36,13 +38,17 @@ class Ends:
 
 
 def committed(ring: Path) -> Ends:
-    """Return what the ring says was committed, generation by generation, from signed state records."""
-    reader = RingReader(PosixReadStorage(ring))
+    """Return what the ring says was committed, generation by generation: signed state records, and `last` where a generation has none left.
+
+    That is one whose journals were all sealed by the next: a segment carries the newest record.
+    """
+    storage = PosixReadStorage(ring)
+    reader = RingReader(storage)
     inventory = reader.inventory()
     newest = reader.newest(inventory)
     if newest is None or newest.state is None:
         return Ends({})
-    ends = {newest.generation: newest.state.end}
+    ends = _told_by_last(storage) | {newest.generation: newest.state.end}
     state: StateRecord | None = newest.state
     while state is not None and state.predecessor is not None:
         generation, end = state.predecessor
@@ -52,6 +58,14 @@ def committed(ring: Path) -> Ends:
             manifests = (reader.segment_manifest(s) for s in inventory.segments if s.generation == generation)
             state = next((m.state for m in manifests if m is not None and m.state is not None and m.state.generation == generation), None)
     return Ends(ends)
+
+
+def _told_by_last(storage: PosixReadStorage) -> dict[int, int]:
+    names = [name for entry in storage.list(layout.LAST) if (name := layout.parse_last(entry)) is not None]
+    if not names:
+        return {}
+    path = max(names).path
+    return dict(decode_last(storage.read(path, 0, storage.size(path) or 0) or b"")[0].ends)
 
 
 def landed(landing: Path) -> int:

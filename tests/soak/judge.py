@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 SLOPE_MAX: Final = 1.0  # MiB an hour; below it a quarter of an hour cannot tell a leak from noise
 LEAK_MIN: Final = 2.0
-STEP_MIN, STEP_MAX = 1.0, 4.0  # MiB
+STEP_MIN, STEP_MAX = 0.5, 4.0  # MiB
 MINUTES_MIN: Final = 10
 _Z: Final = 1.645  # 90 % of a normal distribution lie within
 

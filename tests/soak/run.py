@@ -123,7 +123,7 @@ class Soak:
 
     async def _trouble(self, supervisor: Supervisor, link: Link) -> None:
         began = time.monotonic()
-        next_kill, next_cut, back = 15.0, 25.0, 0.0
+        next_kill, next_cut, back = 10.0, 25.0, 0.0
         while (passed := time.monotonic() - began) < self.seconds:
             if passed >= next_kill and passed < self.seconds * KILLS_UNTIL:
                 next_kill = passed + self._rng.uniform(10, 60)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buffer import layout
 from buffer.checkrows import Duck, SegmentRows, compare_blocks
-from buffer.checkwalk import PAGE, Walked, signed_map, walk_frame, walk_journal
+from buffer.checkwalk import MAGIC, PAGE, Walked, signed_map, walk_frame, walk_journal
 from buffer.codec import decode
 from buffer.errors import CorruptError
 from buffer.intervals import Intervals
@@ -124,7 +124,7 @@ class _Check:
 
     def _begun(self) -> bool:
         journals = [name for entry in self._storage.list(layout.JOURNALS) if (name := layout.parse_journal(entry))]
-        return bool(self._storage.list(layout.SEGMENTS)) or any(self._storage.read(name.path, PAGE, 4) == b"EBBF" for name in journals)
+        return bool(self._storage.list(layout.SEGMENTS)) or any(self._storage.read(name.path, PAGE, 4) == MAGIC for name in journals)
 
     # ---- small files ----
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from buffer.cose import Verifier
 
 PAGE: Final = 4096
+MAGIC: Final = b"EBBF"
 _HEADER: Final = struct.Struct("<4sBBHQQIII")
 _HEADER_BYTES: Final = 40
 _PAYLOAD_MAX: Final = 8 * 1024 * 1024
@@ -46,7 +47,7 @@ def walk_frame(data: bytes, at: int, keys: Verifier, salt: int | None) -> Walked
     if len(data) < at + _HEADER_BYTES:
         raise CorruptError("no header", offset=at)
     magic, version, kind, zero, found_salt, number, cose_size, payload_size, crc = _HEADER.unpack_from(data, at)
-    if magic != b"EBBF" or (version, zero) != (1, 0) or zlib.crc32(data[at : at + 36]) != int.from_bytes(data[at + 36 : at + 40], "little"):
+    if magic != MAGIC or (version, zero) != (1, 0) or zlib.crc32(data[at : at + 36]) != int.from_bytes(data[at + 36 : at + 40], "little"):
         raise CorruptError("no header", offset=at)
     if salt is not None and found_salt != salt:
         raise CorruptError("of an earlier use", offset=at)

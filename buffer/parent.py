@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent, the process `parent`, is gone; end it now where that is so already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the thread that started it is gone; nothing happens where it is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buffer.errors import CorruptError, StorageFault, StoreError
 from buffer.landlock import forbid_writes
-from buffer.parent import end_with
+from buffer.parent import end_with_parent
 from buffer.queryfaults import QueryRefused, QueryUnsafe, VanishedError, friendly, meaning, missing
 from buffer.storage import PosixStorage
 from buffer.views import GAPS, TAGS, VIEWS, create_table, fill_table, gap_rows, readings_view, sql_text, tag_rows
@@ -194,7 +195,9 @@ def write_query(ring: Path, sql: str, output: Path, options: QueryOptions = Quer
 def main() -> None:
     """Serve one request: a line of JSON on stdin, lines of JSON on stdout."""
     request = json.loads(sys.stdin.readline())
-    end_with(request["parent"])  # else a query whose terminal was closed would go on for ever, beside collect
+    end_with_parent(signal.SIGKILL)  # else a query whose terminal was closed would go on for ever, beside collect
+    if os.getppid() != request["parent"]:
+        os.kill(os.getpid(), signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     try:
         protect(Path(request["ring"]), request["scratch"])

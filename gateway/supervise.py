@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import signal
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Final
+
+from buffer.parent import end_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 STOP_SECONDS_MAX: Final = 15
 STEADY_SECONDS: Final = 60
-_PR_SET_PDEATHSIG: Final = 1
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Child:
 
 def die_with_parent() -> None:
     """Run in a child before exec: whoever is killed takes its children along."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    end_with_parent(signal.SIGTERM)
 
 
 class Supervisor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import datetime as dt
 import json
 import logging
@@ -24,6 +23,7 @@ from asyncua import Server, ua
 from asyncua.crypto.permission_rules import User, UserRole
 from asyncua.server.user_managers import UserManager
 
+from buffer.parent import end_with_parent
 from gateway.demo.physics import Plant, Variable
 from gateway.settings import TagRow
 from gateway.tagfile import write_tags
@@ -43,7 +43,6 @@ _TYPES: Final = {
     "String": ua.VariantType.String,
 }
 _WRITES: Final = frozenset({5, 6, 15, 16, 21, 22, 23})
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Recorder:
@@ -240,7 +239,7 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    end_with_parent(signal.SIGTERM)
     parser = argparse.ArgumentParser()
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)

@@ -37,9 +37,10 @@ def test_a_cache_that_fills_in_the_first_minutes_is_no_leak(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("minute", [17, 20, 23, 27])
-def test_one_step_is_no_leak_and_hides_none(minute, seed):
+@pytest.mark.parametrize("size", [0.8, 3.0])
+def test_one_step_is_no_leak_and_hides_none(size, minute, seed):
     def step(hours):
-        return 3.0 if hours * 60 > minute else 0.0
+        return size if hours * 60 > minute else 0.0
 
     assert judged(samples(lambda hours: 100.0 + step(hours), seed=seed)) is True
     assert judged(samples(lambda hours: 100.0 + step(hours) + 3.0 * hours, seed=seed)) is not True
